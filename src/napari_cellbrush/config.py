@@ -1,0 +1,209 @@
+"""Every setting once: its type, title, help, unit, bounds and default.
+
+The docks' forms, the command line, the configuration file and the model file all read these classes; none of
+them repeats a default or a bound. The values are frozen: change one with :meth:`Settings.replace`, which
+validates again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from napari_cellbrush.errors import ConfigError
+
+LossName = Literal["cross_entropy", "dice", "cross_entropy_dice", "focal", "tversky"]
+OptimiserName = Literal["adamw", "adam", "sgd"]
+OutputActivation = Literal["softmax", "sigmoid"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "float32"]
+OutputKind = Literal["classes", "objects", "probabilities"]
+ClassRole = Literal["background", "object", "boundary"]
+
+
+def _setting(default: Any, title: str, help: str, *, unit: str = "", advanced: bool = True, **bounds: Any) -> Any:
+    """A pydantic field that also knows its unit and whether the first screen shows it."""
+    extra = {"unit": unit, "advanced": advanced}
+    return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
+
+
+class Settings(BaseModel):
+    """A frozen group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some settings changed, validated like a new one.
+
+        Raises
+        ------
+        ConfigError
+            If a value is unknown or out of bounds.
+        """
+        return self.read({**self.model_dump(), **changes})
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """Build from plain values, with errors in words.
+
+        Raises
+        ------
+        ConfigError
+            If a name is unknown or a value is out of bounds.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(_first_problem(error), "Correct the setting, or leave it out for its default") from error
+
+    def __repr__(self) -> str:
+        changed = {name: value for name, value in self if value != type(self).model_fields[name].default}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    return f"Setting '{name}' is {first['input']!r}: {first['msg']}"
+
+
+class ClassDefinition(Settings):
+    """One class a user paints. Label value 0 is "unlabelled"; class number k of a list has label value k + 1."""
+
+    name: str = Field(title="Name", min_length=1, max_length=64)
+    color: str = Field(title="Colour", pattern=r"^#[0-9a-fA-F]{6}$")
+    role: ClassRole = Field("object", title="Role", description="What the class means when objects are counted.")
+
+
+DEFAULT_CLASSES = (
+    ClassDefinition(name="background", color="#4c78a8", role="background"),
+    ClassDefinition(name="cell", color="#f2b134", role="object"),
+    ClassDefinition(name="boundary", color="#e4572e", role="boundary"),
+)
+
+#: Colours offered to classes that a user adds.
+CLASS_COLORS = ("#4c78a8", "#f2b134", "#e4572e", "#54a24b", "#b279a2", "#72b7b2", "#ff9da6", "#9d755d", "#bab0ac")
+
+
+def classes_from_names(names: list[str]) -> tuple[ClassDefinition, ...]:
+    """Classes with default colours and roles: the first is background, one called "boundary" separates objects.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than two names, more than 255, or one is empty or given twice.
+    """
+    if not 2 <= len(names) <= 255 or len(set(names)) != len(names):
+        raise ConfigError(f"Got the class names {names}, need 2 to 255 different ones",
+                          "List background first, for example background,cell,boundary")
+    known = {c.name: c for c in DEFAULT_CLASSES}
+
+    def define(position: int, name: str) -> ClassDefinition:
+        role = "background" if position == 0 else known[name].role if name in known else "object"
+        color = known[name].color if name in known else CLASS_COLORS[position % len(CLASS_COLORS)]
+        return ClassDefinition.read({"name": name, "color": color, "role": role})
+
+    return tuple(define(position, name) for position, name in enumerate(names))
+
+
+class NetworkConfig(Settings):
+    """The shape of a new U-Net. A fine-tuned one keeps the shape of its base."""
+
+    depth: int = _setting(4, "Depth", "How often the network halves the image; deeper sees more context.",
+                          unit="levels", ge=3, le=5)
+    base_filters: int = _setting(32, "Base filters", "Feature channels of the first level; doubled at each level.",
+                                 ge=8, le=128)
+    batch_norm: bool = _setting(True, "Batch normalisation", "Normalise features in training (folded away later).")
+    activation: OutputActivation = _setting(
+        "softmax", "Output", "softmax: classes exclude each other. sigmoid: one class against background.")
+
+
+class AugmentationConfig(Settings):
+    """How training patches are varied so that few strokes teach a lot."""
+
+    elastic_sigma_px: float = _setting(
+        10.0, "Elastic deformation", "Standard deviation of the random displacements on a 3×3 grid "
+        "(Ronneberger 2015: 10); 0 switches it off.", unit="px", ge=0, le=50)
+    rotation_deg: float = _setting(180.0, "Rotation", "Largest random rotation either way.", unit="°", ge=0, le=180)
+    flips: bool = _setting(True, "Flips", "Mirror patches at random.")
+    scale_range: float = _setting(0.2, "Scale", "Largest random enlargement or reduction, as a fraction.",
+                                  ge=0, le=0.9)
+    gain: float = _setting(0.2, "Contrast", "Largest random change of contrast, as a fraction.", ge=0, le=0.9)
+    offset: float = _setting(0.1, "Brightness", "Largest random shift of brightness, as a fraction of the image's "
+                             "range.", ge=0, le=1)
+    gamma: float = _setting(0.2, "Gamma", "Largest random change of gamma, as a fraction.", ge=0, le=0.9)
+    noise: float = _setting(0.05, "Noise", "Largest standard deviation of added noise, as a fraction of the image's "
+                            "range.", ge=0, le=1)
+    blur_px: float = _setting(1.0, "Blur", "Largest standard deviation of a Gaussian blur.", unit="px", ge=0, le=5)
+
+
+class TrainingConfig(Settings):
+    """How a model learns from strokes."""
+
+    max_minutes: float = _setting(1.0, "Time", "Stop after this long, with the best model so far.", unit="min",
+                                  advanced=False, gt=0, le=1440)
+    max_steps: int = _setting(150, "Steps", "Stop after this many optimiser steps, with the best model so far.",
+                              advanced=False, ge=1, le=1_000_000)
+    learning_rate: float = _setting(5e-4, "Learning rate", "Largest step size, reached after the warm-up.",
+                                    ge=1e-5, le=3e-3)
+    optimiser: OptimiserName = _setting("adamw", "Optimiser", "adamw, adam, or sgd as in the 2015 paper.")
+    momentum: float = _setting(0.99, "Momentum", "Momentum of sgd (Ronneberger 2015: 0.99).", ge=0, lt=1)
+    weight_decay: float = _setting(1e-4, "Weight decay", "Pull of all weights towards zero.", ge=0, le=1)
+    loss: LossName = _setting("cross_entropy", "Loss", "What training makes small, on labelled pixels alone.")
+    class_balance: bool = _setting(True, "Balance classes", "Give every class the same total weight in the loss, "
+                                   "however much of it is painted.")
+    batch_size: int = _setting(4, "Batch size", "Patches per optimiser step.", unit="patches", ge=1, le=32)
+    patch_size_px: int = _setting(252, "Input size", "Side of the square a training patch is read from; rounded up "
+                                  "to a size the network can take.", unit="px", ge=128, le=1024)
+    dropout: float = _setting(0.0, "Dropout", "Share of features hidden at random at the end of the contracting "
+                              "path.", ge=0, le=0.5)
+    warmup_steps: int = _setting(10, "Warm-up", "Steps over which the learning rate rises from zero.", unit="steps",
+                                 ge=0, le=10_000)
+    gradient_clip: float = _setting(1.0, "Gradient clip", "Largest norm of the gradient; 0 switches it off.",
+                                    ge=0, le=100)
+    ema_decay: float = _setting(0.98, "Averaging", "Share of the averaged weights (EMA) kept at each step; 0 "
+                                "switches averaging off.", ge=0, le=0.9999)
+    held_out_fraction: float = _setting(0.2, "Held-out share", "Share of the strokes kept away from training to "
+                                        "score the model.", ge=0, le=0.5)
+    validate_every: int = _setting(10, "Score every", "Steps between two scores on the held-out strokes.",
+                                   unit="steps", ge=1, le=10_000)
+    patience: int = _setting(8, "Patience", "Scores without a better one before training stops; 0 never stops.",
+                             unit="scores", ge=0, le=1000)
+    seed: int = _setting(0, "Seed", "Start of all random numbers: same seed, same device, same model.", ge=0,
+                         le=2**31 - 1)
+    network: NetworkConfig = Field(default_factory=NetworkConfig, title="Network (only for a model from scratch)")
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig, title="Augmentation")
+
+
+class InferenceConfig(Settings):
+    """How a model is run over an image. Nothing here changes the result beyond rounding, but for ``flips``."""
+
+    tile_size_px: int = _setting(0, "Tile size", "Side of the square the network reads at once; 0 chooses one that "
+                                 "fits the free memory.", unit="px", ge=0, le=8192)
+    precision: Precision = _setting("auto", "Precision", "auto: half precision where the device is faster with it.")
+    min_object_px: int = _setting(16, "Smallest object", "Objects with fewer pixels are left out.", unit="px",
+                                  advanced=False, ge=0, le=10_000_000)
+
+
+def load_config(path: Path) -> TrainingConfig:
+    """Read training settings from a JSON or TOML file; what is not named keeps its default.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is neither JSON nor TOML, or holds an unknown name or a value out of bounds.
+    """
+    import tomllib
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"Cannot read the settings file {path}: {error}", "Give a JSON or TOML file") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"The settings file {path} holds a {type(values).__name__}, need names with values",
+                          "See the command line's documentation for an example")
+    return TrainingConfig.read(values)

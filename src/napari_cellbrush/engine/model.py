@@ -1,0 +1,173 @@
+"""A model: a network together with the card that says what it is.
+
+The card holds everything needed to use the network rightly on a new image; the file format of both is written in
+:mod:`.model_file`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from napari_cellbrush.config import ClassDefinition, NetworkConfig, Settings, TrainingConfig
+from napari_cellbrush.engine.unet import UNet
+from napari_cellbrush.errors import ModelError
+
+#: How images are normalised; the one scheme there is, named in every card so that another can follow.
+NORMALISATION = "percentile-1-99.8"
+
+
+class ModelCard(Settings):
+    """What a model file says about its weights."""
+
+    name: str = Field(min_length=1, max_length=128)
+    classes: tuple[ClassDefinition, ...] = Field(min_length=2, max_length=255)
+    in_channels: int = Field(ge=1, le=1024)
+    #: True for bundled bases: their one channel is spread over however many an image has.
+    any_channels: bool = False
+    network: NetworkConfig = NetworkConfig()
+    normalisation: str = NORMALISATION
+    training: TrainingConfig | None = None
+    #: Names of the base chain, first ancestor first.
+    base_name: str = ""
+    base_hash: str = ""
+    created: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    #: Optimiser steps that made these weights; 0 says that they are random.
+    n_steps: int = Field(0, ge=0)
+    #: Labelled pixels per class name.
+    labelled_pixels: dict[str, int] = Field(default_factory=dict)
+    base_score: float | None = None
+    score: float | None = None
+    #: Plain text: what it was trained on, credits, licence, limits.
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network on the CPU in float32, and its card."""
+
+    network: UNet
+    card: ModelCard
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes it tells apart."""
+        return len(self.card.classes)
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of names, shapes and float32 bytes of all weights, in the order of their names."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def for_channels(self, n_channels: int) -> Model:
+        """This model for images with ``n_channels``: itself, or with its first layer spread evenly over them.
+
+        Spreading keeps the answer on an image whose channels are all equal.
+
+        Raises
+        ------
+        ModelError
+            If the model was made for another number of channels and is no base for any number.
+        """
+        if n_channels == self.card.in_channels:
+            return self
+        if not self.card.any_channels:
+            raise ModelError(
+                f"The image has {n_channels} channel(s), the model '{self.card.name}' needs {self.card.in_channels}",
+                "Choose a model made for such images, or set which axis holds the channels")
+        return with_channels(self, n_channels)
+
+
+def build_network(card: ModelCard) -> UNet:
+    """A freshly initialised network of the shape a card describes."""
+    shape = card.network
+    dropout = card.training.dropout if card.training else 0.0
+    return UNet(card.in_channels, n_outputs(card), shape.base_filters, shape.depth, shape.batch_norm, dropout)
+
+
+def n_outputs(card: ModelCard) -> int:
+    """Logit channels: one per class, or a single one for a sigmoid."""
+    if card.network.activation == "softmax":
+        return len(card.classes)
+    if len(card.classes) != 2:
+        raise ModelError(f"A sigmoid tells one class from background, got {len(card.classes)} classes",
+                         "Choose softmax, or keep two classes")
+    return 1
+
+
+def class_logits(outputs: Tensor) -> Tensor:
+    """BKHW logits of a network's outputs, for softmax.
+
+    A sigmoid of one output z is the softmax of (0, z): with the zero put in front, every loss and every
+    probability is written once.
+    """
+    if outputs.shape[1] > 1:
+        return outputs
+    return torch.cat([torch.zeros_like(outputs), outputs], dim=1)
+
+
+def new_model(card: ModelCard, seed: int) -> Model:
+    """A model with random weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Model(build_network(card).eval(), card)
+
+
+def with_channels(model: Model, n_channels: int) -> Model:
+    """A copy of the model whose first layer takes ``n_channels``, each with an equal share of the old weights."""
+    card = model.card.replace(in_channels=n_channels, any_channels=False)
+    state = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    mean = state["down.0.conv1.weight"].sum(dim=1, keepdim=True) / n_channels
+    state["down.0.conv1.weight"] = mean.repeat(1, n_channels, 1, 1)
+    return Model(_network_with(card, state), card)
+
+
+def with_classes(model: Model, classes: tuple[ClassDefinition, ...], seed: int) -> Model:
+    """A copy of the model that answers ``classes``: known names keep their weights, new ones start at random."""
+    old = model.card.classes
+    card = model.card.replace(classes=[c.model_dump() for c in classes])
+    state = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    if [c.name for c in classes] != [c.name for c in old]:
+        fresh = new_model(card, seed).network.head
+        weight, bias = fresh.weight.detach().clone(), fresh.bias.detach().clone() if fresh.bias is not None else None
+        positions = {c.name: position for position, c in enumerate(old)}
+        if card.network.activation == "softmax":
+            for position, definition in enumerate(classes):
+                if definition.name in positions:
+                    weight[position] = state["head.weight"][positions[definition.name]]
+                    if bias is not None:
+                        bias[position] = state["head.bias"][positions[definition.name]]
+        state["head.weight"] = weight
+        if bias is not None:
+            state["head.bias"] = bias
+    return Model(_network_with(card, state), card)
+
+
+def with_dropout(model: Model, dropout: float) -> Model:
+    """The same weights with another share of dropout while training."""
+    network = model.network
+    copy = UNet(network.in_channels, network.n_classes, network.base_filters, network.depth, network.batch_norm,
+                dropout)
+    copy.load_state_dict(network.state_dict())
+    return replace(model, network=copy)
+
+
+def knows_all(model: Model, classes: tuple[ClassDefinition, ...]) -> bool:
+    """Whether every class has a name that the model was trained for."""
+    return {c.name for c in classes} <= {c.name for c in model.card.classes}
+
+
+def _network_with(card: ModelCard, state: dict[str, Any]) -> UNet:
+    network = build_network(card)
+    network.load_state_dict(state)
+    return network.eval()

@@ -1,0 +1,397 @@
+"""How a model learns from strokes: a generator that reads from top to bottom like a recipe.
+
+It knows images as :class:`.planes.Planes`, labels as arrays, and nothing of viewers, files or threads. Whoever
+drives the generator receives events and, as its return value, a :class:`TrainingResult`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import platform
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from napari_cellbrush.config import ClassDefinition, TrainingConfig
+from napari_cellbrush.engine import augment
+from napari_cellbrush.engine.annotation import Annotation, LabelledPlane, StrokeSampler, collect_annotation, hold_out
+from napari_cellbrush.engine.device import Device, autocast, choose_device, is_out_of_memory
+from napari_cellbrush.engine.losses import segmentation_loss
+from napari_cellbrush.engine.metrics import iou_from_confusion, pixel_confusion
+from napari_cellbrush.engine.model import (
+    Model,
+    ModelCard,
+    build_network,
+    class_logits,
+    knows_all,
+    new_model,
+    with_classes,
+    with_dropout,
+)
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.tiling import Tile, plan_tiles
+from napari_cellbrush.engine.unet import UNet
+from napari_cellbrush.errors import AnnotationError, OutOfMemory, TrainingDiverged
+from napari_cellbrush.events import StopToken, TrainingEvent, TrainingStarted, TrainingStep, ValidationScored
+
+#: Tiles of held-out strokes scored at a time; enough for a stable score, few enough to stay fast on dense labels.
+_MAX_SCORED_TILES = 24
+#: A stroke's pixel lies at most this share of the patch's half side from its centre, so that deformation keeps it in.
+_JITTER = 0.7
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The end of a training."""
+
+    #: The best weights seen (averaged over steps), with their card.
+    model: Model
+    #: False where the base scored better on the held-out strokes than anything trained.
+    improved: bool
+    base_score: float | None
+    score: float | None
+    no_score_reason: str
+    stopped: bool
+    n_steps: int
+    seconds: float
+
+
+def scratch_model(classes: tuple[ClassDefinition, ...], n_channels: int, config: TrainingConfig) -> Model:
+    """An untrained model of the shape that ``config.network`` describes."""
+    card = ModelCard(name="scratch", classes=classes, in_channels=n_channels, network=config.network)
+    return new_model(card, config.seed)
+
+
+def train(
+    base: Model,
+    images: Sequence[Planes],
+    labels: Sequence[Any],
+    config: TrainingConfig,
+    *,
+    classes: tuple[ClassDefinition, ...] | None = None,
+    device: Device | None = None,
+    stop: StopToken | None = None,
+    name: str = "",
+) -> Generator[TrainingEvent, None, TrainingResult]:
+    """Fine-tune a copy of ``base`` on all labelled pixels; the base itself never changes.
+
+    Parameters
+    ----------
+    base
+        Where the weights start. Its head is kept for classes of the same name.
+    images
+        The images, all with the same number of channels.
+    labels
+        One array-like per image: stack axes + YX integers, 0 unlabelled, k + 1 for class number k.
+    config
+        All settings; ``config.network`` counts only for :func:`scratch_model`.
+    classes
+        The classes the labels mean; those of the base if not given.
+    device, stop
+        Where to compute (chosen if not given); who may end the run early, keeping the best so far.
+    name
+        Name for the new model's card.
+
+    Yields
+    ------
+    TrainingEvent
+        First :class:`TrainingStarted`, then steps and scores.
+
+    Raises
+    ------
+    AnnotationError
+        If nothing can be learnt from the labels.
+    OutOfMemory
+        If not even a batch of one patch fits.
+    TrainingDiverged
+        If the loss is no longer a number.
+    """
+    began = time.perf_counter()
+    device = device or choose_device()
+    stop = stop or StopToken()
+    classes = classes or base.card.classes
+    annotation = collect_annotation(images, labels, classes)
+    split = hold_out(annotation, config.held_out_fraction, config.seed)
+
+    start = with_dropout(with_classes(base.for_channels(_n_channels(images)), classes, config.seed), config.dropout)
+    learner = _Learner(start, config, device)
+    patches = _Patches(images, split.train, config, start.network, device)
+    held_out = _HeldOut(images, split.validation, learner) if split.validation else None
+
+    comparable = held_out is not None and base.card.n_steps > 0 and knows_all(base, classes)
+    base_score = held_out.score(learner.averaged)[0] if held_out and comparable else None
+    yield TrainingStarted(
+        device.name, learner.precision, config.max_steps, split.train.n_pixels,
+        split.validation.n_pixels if split.validation else 0, split.reason, base_score)
+
+    best = _Best()
+    step = 0
+    for step in range(1, config.max_steps + 1):
+        loss = learner.step(*patches.next_batch())
+        elapsed = time.perf_counter() - began
+        left = min(elapsed / step * (config.max_steps - step), 60 * config.max_minutes - elapsed)
+        yield TrainingStep(step, config.max_steps, loss, learner.learning_rate, elapsed, max(0.0, left))
+
+        last = step == config.max_steps or stop.stopped or elapsed >= 60 * config.max_minutes
+        if held_out and (last or step % config.validate_every == 0):
+            best.offer(*held_out.score(learner.averaged), learner.averaged)
+            yield ValidationScored(step, best.latest, best.score)
+        if last or (config.patience and best.rounds_without_better >= config.patience):
+            break
+
+    network = best.network or learner.averaged
+    score = best.score if held_out else None
+    labelled = dict(zip((c.name for c in classes), annotation.pixels_per_class, strict=True))
+    card = start.card.replace(
+        name=name or f"{base.card.name} tuned", training=config.model_dump(), base_name=base.card.name,
+        base_hash=base.weights_hash, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(),
+        n_steps=base.card.n_steps + step, labelled_pixels=labelled, base_score=base_score, score=score, description="")
+    model = Model(_on_cpu(network, card), card)
+    learner.release()
+    improved = score is None or base_score is None or score >= base_score
+    return TrainingResult(model, improved, base_score, score, split.reason, stop.stopped, step,
+                          time.perf_counter() - began)
+
+
+def _n_channels(images: Sequence[Planes]) -> int:
+    counts = {image.n_channels for image in images}
+    if len(counts) != 1:
+        names = ", ".join(f"{image.name}: {image.n_channels}" for image in images)
+        raise AnnotationError(f"One model needs images with the same number of channels, got {names}",
+                              "Train on images of one kind at a time")
+    return counts.pop()
+
+
+def _versions() -> dict[str, str]:
+    return {"napari-cellbrush": version("napari-cellbrush"), "torch": torch.__version__,
+            "python": platform.python_version()}
+
+
+def _on_cpu(network: UNet, card: ModelCard) -> UNet:
+    plain = build_network(card)
+    plain.load_state_dict({name: tensor.detach().cpu().float() for name, tensor in network.state_dict().items()})
+    return plain.eval()
+
+
+class _Best:
+    """The best averaged weights so far. Equal scores are told apart by the held-out loss."""
+
+    def __init__(self) -> None:
+        self.network: UNet | None = None
+        self.score = 0.0
+        self.latest = 0.0
+        self.rounds_without_better = 0
+        self._loss = math.inf
+
+    def offer(self, score: float, loss: float, network: UNet) -> None:
+        self.latest = score
+        if self.network is None or (score, -loss) > (self.score, -self._loss):
+            self.score, self._loss, self.network = score, loss, copy.deepcopy(network)
+            self.rounds_without_better = 0
+        else:
+            self.rounds_without_better += 1
+
+
+class _Learner:
+    """Network, averaged network, optimiser and schedule on one device."""
+
+    def __init__(self, start: Model, config: TrainingConfig, device: Device) -> None:
+        self.config = config
+        self.device = device
+        self.precision = "float32" if device.half is None else str(device.half).removeprefix("torch.")
+        layout = torch.channels_last if device.channels_last else torch.contiguous_format
+        self.network = copy.deepcopy(start.network).to(device.torch_device, memory_format=layout)
+        self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self._from_scratch = start.card.n_steps == 0
+        self._optimiser = _optimiser(self.network, config)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate_factor)
+        self._n_chunks = 1
+        self._n_steps = 0
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self._schedule.get_last_lr()[0])
+
+    def step(self, images: Tensor, labels: Tensor) -> float:
+        """One optimiser step on B patches; memory permitting at once, else in smaller parts."""
+        self._set_mode()
+        while True:
+            try:
+                loss = self._gradients(images, labels)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._n_chunks *= 2
+                if self._n_chunks > len(images):
+                    raise OutOfMemory(f"{self.device.name} has too little memory to train on one patch of "
+                                      f"{images.shape[-1]} px", "Choose a smaller input size in the advanced "
+                                      "settings, or train on the CPU") from error
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"The loss became {loss} at step {self._n_steps + 1}",
+                                   "Lower the learning rate in the advanced settings and start again")
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        self._optimiser.step()
+        self._schedule.step()
+        self._n_steps += 1
+        self._average()
+        return loss
+
+    def release(self) -> None:
+        """Give the device's memory back."""
+        del self.network, self.averaged, self._optimiser, self._schedule
+        if self.device.kind == "cuda":
+            torch.cuda.empty_cache()
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> float:
+        self._optimiser.zero_grad(set_to_none=True)
+        config, total = self.config, 0.0
+        # Dropout draws from the global generator, which others may use: give each step its own state.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed + self._n_steps)
+            for part, truth in zip(images.chunk(self._n_chunks), labels.chunk(self._n_chunks), strict=True):
+                with autocast(self.device):
+                    logits = class_logits(self.network(part))
+                loss = segmentation_loss(logits.float(), truth, config.loss, config.class_balance)
+                loss = loss * (len(part) / len(images))
+                loss.backward()
+                total += float(loss.detach())
+        return total
+
+    def _set_mode(self) -> None:
+        self.network.train()
+        if not self._from_scratch:
+            # A handful of patches of one image would spoil the statistics that thousands of images gave the base.
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def _average(self) -> None:
+        # Early on the average follows closely, so that random first weights are soon forgotten.
+        keep = min(self.config.ema_decay, self._n_steps / (self._n_steps + 9))
+        with torch.no_grad():
+            for mean, now in zip(self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True):
+                if mean.is_floating_point():
+                    mean.lerp_(now, 1 - keep)
+                else:
+                    mean.copy_(now)
+
+    def _rate_factor(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to a hundredth (Loshchilov & Hutter 2017)."""
+        warmup = min(self.config.warmup_steps, self.config.max_steps // 2)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, self.config.max_steps - warmup)
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _optimiser(network: UNet, config: TrainingConfig) -> torch.optim.Optimizer:
+    parameters, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
+    return kind(parameters, rate, weight_decay=decay)
+
+
+class _Patches:
+    """Random, augmented patches around the training strokes, on the device."""
+
+    def __init__(self, images: Sequence[Planes], annotation: Annotation, config: TrainingConfig, network: UNet,
+                 device: Device) -> None:
+        geometry = network.geometry
+        self._images = images
+        self._planes = annotation.planes
+        self._config = config
+        self._device = device
+        self._input_size = geometry.input_size_at_least(config.patch_size_px)
+        self._output_size = geometry.output_size(self._input_size)
+        self._source_size = augment.source_size(config.augmentation, self._input_size)
+        self._sampler = StrokeSampler(annotation, config.seed)
+        self._jitter = np.random.default_rng(config.seed)
+        self._random = torch.Generator().manual_seed(config.seed)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Normalised images BCHW float32 and labels Bhw int64, both after augmentation."""
+        windows = [self._read(*centre) for centre in self._sampler.next_centres(self._config.batch_size)]
+        images = torch.from_numpy(np.stack([image for image, _ in windows])).to(self._device.torch_device)
+        labels = torch.from_numpy(np.stack([label for _, label in windows])).to(self._device.torch_device)
+        drawn = augment.draw(self._config.augmentation, len(windows), self._input_size, self._random)
+        images, labels = augment.apply(drawn, images, labels, self._input_size, self._output_size)
+        if self._device.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        return images, labels
+
+    def _read(self, position: int, row: int, column: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        plane = self._planes[position]
+        reach = int(_JITTER * self._output_size / 2)
+        shift = self._jitter.integers(-reach, reach + 1, size=2)
+        size = self._source_size
+        top, left = row + int(shift[0]) - size // 2, column + int(shift[1]) - size // 2
+        return _read_normalised(self._images[plane.image], plane, top, left, size), _window(plane.labels, top, left, size)
+
+
+class _HeldOut:
+    """The held-out strokes, cut into tiles once and scored again and again."""
+
+    def __init__(self, images: Sequence[Planes], annotation: Annotation, learner: _Learner) -> None:
+        self._learner = learner
+        geometry = learner.network.geometry
+        size = geometry.input_size_at_least(learner.config.patch_size_px)
+        tiles = [(plane, tile) for plane in annotation.planes for tile in _labelled_tiles(plane, geometry, size)]
+        order = np.random.default_rng(learner.config.seed).permutation(len(tiles))[:_MAX_SCORED_TILES]
+        self._tiles = [self._cut(images, *tiles[position]) for position in sorted(order)]
+        self._n_classes = annotation.n_classes
+
+    def _cut(self, images: Sequence[Planes], plane: LabelledPlane, tile: Tile) -> tuple[Tensor, Tensor]:
+        raw = images[plane.image].read_mirrored(plane.index, tile.top, tile.left, tile.height, tile.width)
+        image = torch.from_numpy(images[plane.image].normalisation().apply(raw))[None]
+        margin = self._learner.network.geometry.margin
+        height, width = tile.height - 2 * margin, tile.width - 2 * margin
+        labels = np.zeros((height, width), np.int64)
+        found = plane.labels[tile.rows, tile.columns]
+        labels[: found.shape[0], : found.shape[1]] = found
+        return image, torch.from_numpy(labels)[None]
+
+    @torch.inference_mode()
+    def score(self, network: UNet) -> tuple[float, float]:
+        """Mean intersection over union in [0, 1] and mean cross-entropy, over held-out labelled pixels."""
+        device, config = self._learner.device, self._learner.config
+        confusion = np.zeros((self._n_classes, self._n_classes), np.int64)
+        losses, weights = [], []
+        for image, labels in self._tiles:
+            with autocast(device):
+                logits = class_logits(network(image.to(device.torch_device))).float().cpu()
+            losses.append(float(segmentation_loss(logits, labels, "cross_entropy", config.class_balance)))
+            weights.append(int((labels > 0).sum()))
+            confusion += pixel_confusion(logits.argmax(1).numpy() + 1, labels.numpy(), self._n_classes)
+        return iou_from_confusion(confusion).mean, float(np.average(losses, weights=weights))
+
+
+def _labelled_tiles(plane: LabelledPlane, geometry: Any, size: int) -> list[Tile]:
+    rows, columns = plane.labels.shape
+    tiles = plan_tiles((slice(0, rows), slice(0, columns)), geometry, size)
+    return [tile for tile in tiles if plane.labels[tile.rows, tile.columns].any()]
+
+
+def _read_normalised(image: Planes, plane: LabelledPlane, top: int, left: int, size: int) -> NDArray[np.float32]:
+    return image.normalisation().apply(image.read_mirrored(plane.index, top, left, size, size))
+
+
+def _window(labels: NDArray[np.uint8], top: int, left: int, size: int) -> NDArray[np.uint8]:
+    """A square window that may stick out of the plane; outside is unlabelled."""
+    window = np.zeros((size, size), np.uint8)
+    rows = slice(max(top, 0), min(top + size, labels.shape[0]))
+    columns = slice(max(left, 0), min(left + size, labels.shape[1]))
+    if rows.start < rows.stop and columns.start < columns.stop:
+        window[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = labels[rows, columns]
+    return window

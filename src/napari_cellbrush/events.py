@@ -1,0 +1,108 @@
+"""What a running training or inference tells the world, and the token that stops it.
+
+Generators of the engine yield these frozen values; nobody below the docks holds a callback into a GUI.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class StopToken:
+    """A thread-safe wish to stop, looked at after every training step and every tile."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the run that holds this token to end with the best it has so far."""
+        self._event.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody asked."""
+        return self._event.is_set()
+
+
+@dataclass(frozen=True)
+class TrainingStarted:
+    """What is about to happen, known before the first step."""
+
+    device: str
+    precision: str
+    n_steps: int
+    n_training_pixels: int
+    n_held_out_pixels: int
+    #: Why no stroke is held out, as a sentence; empty where a score will be measured.
+    no_score_reason: str
+    #: The base model's score on the held-out pixels, in [0, 1]; None where it cannot be measured.
+    base_score: float | None
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One optimiser step."""
+
+    step: int
+    n_steps: int
+    loss: float
+    learning_rate: float
+    seconds_elapsed: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class ValidationScored:
+    """The averaged (EMA) weights, measured on the held-out strokes."""
+
+    step: int
+    score: float
+    best_score: float
+
+
+TrainingEvent = TrainingStarted | TrainingStep | ValidationScored
+
+
+@dataclass(frozen=True)
+class InferenceStarted:
+    """What is about to be computed, known before the first tile."""
+
+    device: str
+    precision: str
+    n_tiles: int
+    tile_size: int
+
+
+@dataclass(frozen=True)
+class TileSegmented:
+    """One finished tile of one plane."""
+
+    tile: int
+    n_tiles: int
+    #: Index of the plane along the image's stack axes (time, depth), empty for a 2D image.
+    plane: tuple[int, ...]
+    rows: slice
+    columns: slice
+    #: KYX float32 in [0, 1]: class probabilities of the window.
+    probabilities: NDArray[np.float32]
+    #: YX uint8, 1…K: the most probable class.
+    classes: NDArray[np.uint8]
+    seconds_elapsed: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class TileSizeReduced:
+    """The device ran out of memory; the run starts over the tile at hand with smaller ones."""
+
+    tile_size: int
+    n_tiles: int
+
+
+InferenceEvent = InferenceStarted | TileSegmented | TileSizeReduced
