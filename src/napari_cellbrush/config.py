@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from napari_cellbrush.errors import ConfigError
 
@@ -26,7 +26,7 @@ ClassRole = Literal["background", "object", "boundary"]
 
 def _setting(default: Any, title: str, help: str, *, unit: str = "", advanced: bool = True, **bounds: Any) -> Any:
     """A pydantic field that also knows its unit and whether the first screen shows it."""
-    extra = {"unit": unit, "advanced": advanced}
+    extra: dict[str, JsonValue] = {"unit": unit, "advanced": advanced}
     return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -174,8 +174,8 @@ class TrainingConfig(Settings):
                              unit="scores", ge=0, le=1000)
     seed: int = _setting(0, "Seed", "Start of all random numbers: same seed, same device, same model.", ge=0,
                          le=2**31 - 1)
-    network: NetworkConfig = Field(default_factory=NetworkConfig, title="Network (only for a model from scratch)")
-    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig, title="Augmentation")
+    network: NetworkConfig = Field(NetworkConfig(), title="Network (only for a model from scratch)")
+    augmentation: AugmentationConfig = Field(AugmentationConfig(), title="Augmentation")
 
 
 class InferenceConfig(Settings):

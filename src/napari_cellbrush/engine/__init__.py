@@ -1,0 +1,1 @@
+"""Everything that learns, predicts, measures, reads and writes. It knows neither Qt nor napari."""

@@ -208,8 +208,9 @@ class _Learner:
         self.config = config
         self.device = device
         self.precision = "float32" if device.half is None else str(device.half).removeprefix("torch.")
-        layout = torch.channels_last if device.channels_last else torch.contiguous_format
-        self.network = copy.deepcopy(start.network).to(device.torch_device, memory_format=layout)
+        self.network = copy.deepcopy(start.network).to(device.torch_device)
+        if device.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
         self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
         self._from_scratch = start.card.n_steps == 0
         self._optimiser = _optimiser(self.network, config)
@@ -337,7 +338,9 @@ class _Patches:
         shift = self._jitter.integers(-reach, reach + 1, size=2)
         size = self._source_size
         top, left = row + int(shift[0]) - size // 2, column + int(shift[1]) - size // 2
-        return _read_normalised(self._images[plane.image], plane, top, left, size), _window(plane.labels, top, left, size)
+        image = self._images[plane.image]
+        pixels = image.normalisation().apply(image.read_mirrored(plane.index, top, left, size, size))
+        return pixels, _window(plane.labels, top, left, size)
 
 
 class _HeldOut:
@@ -381,10 +384,6 @@ def _labelled_tiles(plane: LabelledPlane, geometry: Any, size: int) -> list[Tile
     rows, columns = plane.labels.shape
     tiles = plan_tiles((slice(0, rows), slice(0, columns)), geometry, size)
     return [tile for tile in tiles if plane.labels[tile.rows, tile.columns].any()]
-
-
-def _read_normalised(image: Planes, plane: LabelledPlane, top: int, left: int, size: int) -> NDArray[np.float32]:
-    return image.normalisation().apply(image.read_mirrored(plane.index, top, left, size, size))
 
 
 def _window(labels: NDArray[np.uint8], top: int, left: int, size: int) -> NDArray[np.uint8]:

@@ -76,12 +76,13 @@ class UNet(nn.Module):
         Tensor
             BKhw logits; h = H − 2·margin, w = W − 2·margin.
         """
-        return self.head(self.features(image))
+        logits: Tensor = self.head(self.features(image))
+        return logits
 
     def features(self, image: Tensor) -> Tensor:
         """What the head sees: BFhw with F = ``base_filters``."""
-        skips = []
-        x = image
+        skips: list[Tensor] = []
+        x: Tensor = image
         for level, block in enumerate(self.down):
             x = block(x)
             if level < self.depth:
