@@ -1,0 +1,1 @@
+"""Docks, layers and the worker: the only place that imports Qt or napari."""

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig, TrainingConfig, classes_from_names
+from napari_cellbrush.engine import training
+from napari_cellbrush.engine.device import Device
+from napari_cellbrush.engine.model import Model
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.training import TrainingResult, scratch_model, train
+from napari_cellbrush.errors import AnnotationError, ModelError, OutOfMemory, TrainingDiverged
+from napari_cellbrush.events import StopToken, TrainingEvent, TrainingStarted, TrainingStep, ValidationScored
+
+CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=False)
+TWO = classes_from_names(["background", "cell"])
+TINY = TrainingConfig(max_steps=4, batch_size=2, patch_size_px=128, validate_every=2,
+                      network=NetworkConfig(depth=3, base_filters=8))
+
+
+def blobs(size: int = 160, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Bright discs on a dark, noisy ground, and where they are."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size]
+    inside = np.zeros((size, size), bool)
+    for row, column in random.integers(10, size - 10, size=(12, 2)):
+        inside |= (rows - row) ** 2 + (columns - column) ** 2 < 81
+    return (inside + random.normal(0, 0.2, inside.shape)).astype(np.float32), inside
+
+
+def strokes(inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Short dashes over the whole image, labelled by what lies under them."""
+    labels = np.zeros(inside.shape, np.uint8)
+    labels[8::16, :] = np.where(inside[8::16, :], 2, 1)
+    labels[:, ::12] = 0
+    return labels
+
+
+def run(base: Model, image: Any, labels: Any, config: TrainingConfig = TINY,
+        **options: Any) -> tuple[list[TrainingEvent], TrainingResult]:
+    planes = [Planes(image, "YX")] if not isinstance(image, list) else [Planes(i, "YX") for i in image]
+    generator = train(base, planes, labels if isinstance(image, list) else [labels], config,
+                      **{"classes": TWO, "device": CPU, **options})
+    events: list[TrainingEvent] = []
+    while True:
+        try:
+            events.append(next(generator))
+        except StopIteration as end:
+            return events, end.value
+
+
+@pytest.fixture
+def scratch() -> Model:
+    return scratch_model(TWO, 1, TINY)
+
+
+def test_training_learns_what_the_strokes_say(scratch: Model) -> None:
+    image, inside = blobs()
+    config = TINY.replace(max_steps=60, learning_rate=3e-3, validate_every=20, patience=0)
+    events, result = run(scratch, image, strokes(inside), config)
+    losses = [event.loss for event in events if isinstance(event, TrainingStep)]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
+    assert result.score is not None
+    assert result.score > 0.7
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(scratch: Model) -> None:
+    image, inside = blobs()
+    config = TINY.replace(dropout=0.3)
+    first = run(scratch, image, strokes(inside), config)[1].model.weights_hash
+    torch.rand(7)  # whatever else draws random numbers must not matter
+    assert run(scratch, image, strokes(inside), config)[1].model.weights_hash == first
+    assert run(scratch, image, strokes(inside), config.replace(seed=1))[1].model.weights_hash != first
+
+
+def test_image_values_under_unlabelled_far_pixels_never_move_a_weight(scratch: Model) -> None:
+    """The unlabelled half lies outside every patch's context, so its content cannot matter."""
+    image, inside = blobs(512)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[:60] = strokes(inside)[:60]
+    other = image.copy()
+    other[420:] = other[420:, ::-1]
+    config = TINY.replace(held_out_fraction=0.0)
+    first, second = (run(scratch, pixels, labels, config)[1].model.weights_hash for pixels in (image, other))
+    assert first == second
+
+
+def test_the_base_is_never_changed(scratch: Model) -> None:
+    before = scratch.weights_hash
+    image, inside = blobs()
+    run(scratch, image, strokes(inside))
+    assert scratch.weights_hash == before
+
+
+def test_events_come_in_order_and_the_best_score_never_falls(scratch: Model) -> None:
+    image, inside = blobs()
+    events, result = run(scratch, image, strokes(inside))
+    assert isinstance(events[0], TrainingStarted)
+    assert [event.step for event in events if isinstance(event, TrainingStep)] == [1, 2, 3, 4]
+    scores = [event for event in events if isinstance(event, ValidationScored)]
+    assert [event.step for event in scores] == [2, 4]
+    assert scores[-1].best_score == max(event.score for event in scores) == result.score
+
+
+def test_too_few_strokes_are_said_and_no_score_is_invented(scratch: Model) -> None:
+    image, _ = blobs()
+    labels = np.zeros(image.shape, np.uint8)
+    labels[10:12, 10:40], labels[100:102, 10:40] = 1, 2
+    events, result = run(scratch, image, labels)
+    assert isinstance(events[0], TrainingStarted)
+    assert events[0].no_score_reason
+    assert events[0].n_training_pixels == int((labels > 0).sum())
+    assert result.score is None
+    assert not any(isinstance(event, ValidationScored) for event in events)
+
+
+def test_an_untrained_base_has_no_score_and_a_tuned_one_has(scratch: Model) -> None:
+    image, inside = blobs()
+    first = run(scratch, image, strokes(inside))[1]
+    second = run(first.model, image, strokes(inside))[1]
+    assert first.base_score is None
+    assert second.base_score == pytest.approx(first.score)
+
+
+def test_a_worse_model_is_reported_as_not_improved(scratch: Model) -> None:
+    image, inside = blobs()
+    good = run(scratch, image, strokes(inside),
+               TINY.replace(max_steps=60, learning_rate=3e-3, validate_every=20))[1].model
+    destructive = TINY.replace(max_steps=3, learning_rate=3e-3, optimiser="sgd", momentum=0.99, ema_decay=0.0,
+                               gradient_clip=0.0, warmup_steps=0, validate_every=3, loss="dice")
+    wrong = np.where(strokes(inside) > 0, 3 - strokes(inside), 0).astype(np.uint8)
+    spoilt = run(good, image, wrong, destructive.replace(max_steps=40))[1].model
+    result = run(spoilt, image, wrong, TINY.replace(max_steps=1, learning_rate=1e-5))[1]
+    assert result.base_score is not None
+    assert result.improved == (result.score is not None and result.score >= result.base_score)
+    # And the comparison has both outcomes: relearning the truth from a model taught the opposite improves.
+    assert run(spoilt, image, strokes(inside), TINY.replace(max_steps=40, learning_rate=3e-3))[1].improved
+
+
+def test_stopping_ends_after_the_step_at_hand_with_a_model(scratch: Model) -> None:
+    image, inside = blobs()
+    stop = StopToken()
+    generator = train(scratch, [Planes(image, "YX")], [strokes(inside)], TINY.replace(max_steps=1000), classes=TWO,
+                      device=CPU, stop=stop)
+    next(generator)
+    next(generator)
+    stop.stop()
+    remaining = []
+    while True:
+        try:
+            remaining.append(next(generator))
+        except StopIteration as end:
+            result = end.value
+            break
+    assert len([event for event in remaining if isinstance(event, TrainingStep)]) <= 1
+    assert result.stopped
+    assert result.model.card.n_steps >= 1
+
+
+def test_the_time_limit_ends_the_run(scratch: Model) -> None:
+    image, inside = blobs()
+    result = run(scratch, image, strokes(inside), TINY.replace(max_steps=100_000, max_minutes=0.01))[1]
+    assert 0 < result.n_steps < 100_000
+
+
+def test_no_better_score_for_long_ends_the_run(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, inside = blobs()
+    monkeypatch.setattr(training._HeldOut, "score", lambda self, network: (0.5, 1.0))
+    result = run(scratch, image, strokes(inside), TINY.replace(max_steps=50, validate_every=1, patience=3))[1]
+    assert result.n_steps == 4
+
+
+def test_several_images_train_one_model(scratch: Model) -> None:
+    images = [blobs(seed=seed)[0] for seed in (0, 1)]
+    labels = [strokes(blobs(seed=seed)[1]) for seed in (0, 1)]
+    result = run(scratch, images, labels)[1]
+    assert sum(result.model.card.labelled_pixels.values()) == sum(int((part > 0).sum()) for part in labels)
+
+
+def test_images_of_different_channel_counts_are_refused(scratch: Model) -> None:
+    image, inside = blobs()
+    generator = train(scratch, [Planes(image, "YX", "grey"), Planes(np.stack([image] * 3), "CYX", "colour")],
+                      [strokes(inside)] * 2, TINY, classes=TWO, device=CPU)
+    with pytest.raises(AnnotationError, match=r"grey: 1.*colour: 3"):
+        next(generator)
+
+
+def test_a_model_of_another_channel_count_is_refused(scratch: Model) -> None:
+    image, inside = blobs()
+    generator = train(scratch, [Planes(np.stack([image] * 3), "CYX")], [strokes(inside)], TINY, device=CPU)
+    with pytest.raises(ModelError, match="needs 1"):
+        next(generator)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), MemoryError()])
+def test_out_of_memory_splits_the_batch_and_goes_on(scratch: Model, monkeypatch: pytest.MonkeyPatch,
+                                                    error: Exception) -> None:
+    image, inside = blobs()
+    sizes = []
+    gradients = training._Learner._gradients
+
+    def short_of_memory(self: Any, images: torch.Tensor, labels: torch.Tensor) -> float:
+        sizes.append(len(images) // self._n_chunks)
+        if sizes[-1] > 1:
+            raise error
+        return gradients(self, images, labels)
+
+    monkeypatch.setattr(training._Learner, "_gradients", short_of_memory)
+    result = run(scratch, image, strokes(inside), TINY.replace(batch_size=4))[1]
+    assert result.n_steps == TINY.max_steps
+    assert sizes[:3] == [4, 2, 1]
+
+
+def test_not_even_one_patch_in_memory_ends_with_a_remedy(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> float:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(training._Learner, "_gradients", never)
+    image, inside = blobs()
+    with pytest.raises(OutOfMemory, match="smaller input size"):
+        run(scratch, image, strokes(inside))
+
+
+def test_other_runtime_errors_are_not_mistaken_for_memory(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> float:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(training._Learner, "_gradients", broken)
+    image, inside = blobs()
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        run(scratch, image, strokes(inside))
+
+
+def test_a_loss_that_is_no_number_ends_with_a_remedy(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training._Learner, "_gradients", lambda *_: float("nan"))
+    image, inside = blobs()
+    with pytest.raises(TrainingDiverged, match="Lower the learning rate"):
+        run(scratch, image, strokes(inside))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice", "cross_entropy_dice", "focal", "tversky"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_every_loss_trains_with_both_outputs(loss: str, activation: str) -> None:
+    image, inside = blobs()
+    config = TINY.replace(loss=loss, network=TINY.network.replace(activation=activation), max_steps=2)
+    result = run(scratch_model(TWO, 1, config), image, strokes(inside), config)[1]
+    assert result.n_steps == 2
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_every_optimiser_trains_with_and_without_batch_norm(optimiser: str, batch_norm: bool) -> None:
+    image, inside = blobs()
+    config = TINY.replace(optimiser=optimiser, network=TINY.network.replace(batch_norm=batch_norm), max_steps=2)
+    start = scratch_model(TWO, 1, config)
+    assert run(start, image, strokes(inside), config)[1].model.weights_hash != start.weights_hash
+
+
+def test_fine_tuning_keeps_the_batch_norm_statistics_of_the_base(scratch: Model) -> None:
+    image, inside = blobs()
+    tuned = run(scratch, image, strokes(inside))[1].model
+    again = run(tuned, image, strokes(inside))[1].model
+    before, after = tuned.network.state_dict(), again.network.state_dict()
+    means = [name for name in before if name.endswith("running_mean")]
+    assert means
+    for name in means:
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
+    assert any(not torch.equal(scratch.network.state_dict()[name], before[name]) for name in means)
+
+
+def test_the_card_says_where_the_model_comes_from(scratch: Model) -> None:
+    image, inside = blobs()
+    result = run(scratch, image, strokes(inside), name="my cells")[1]
+    card = result.model.card
+    assert (card.name, card.base_name, card.base_hash) == ("my cells", "scratch", scratch.weights_hash)
+    assert card.labelled_pixels == {"background": int((strokes(inside) == 1).sum()),
+                                    "cell": int((strokes(inside) == 2).sum())}
+    assert card.training == TINY
+    assert card.score == result.score
+    assert {"napari-cellbrush", "torch"} <= card.versions.keys()
+
+
+def test_three_classes_on_a_two_class_base_give_no_base_score(scratch: Model) -> None:
+    image, inside = blobs()
+    tuned = run(scratch, image, strokes(inside))[1].model
+    labels = strokes(inside)
+    labels[:, 100:][labels[:, 100:] == 1] = 3
+    events, result = run(tuned, image, labels, classes=DEFAULT_CLASSES)
+    assert result.base_score is None
+    assert result.model.n_classes == 3
+
+
+def test_nothing_of_a_finished_run_stays_in_memory(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    learners: list[weakref.ref[Any]] = []
+    original = training._Learner.__init__
+
+    def remember(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        learners.append(weakref.ref(self))
+
+    monkeypatch.setattr(training._Learner, "__init__", remember)
+    image, inside = blobs()
+    result = run(scratch, image, strokes(inside))[1]
+    gc.collect()
+    assert result.model is not None
+    assert [reference() for reference in learners] == [None]
