@@ -1,0 +1,64 @@
+"""What the axes of an image mean, and how large its pixels are.
+
+Letters are those of TIFF metadata: T time, C channel, Z depth, Y row, X column, S colour samples (RGB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from napari_cellbrush.errors import ImageError
+
+AXIS_NAMES = {"T": "time", "C": "channel", "Z": "depth", "Y": "row", "X": "column", "S": "colour"}
+
+
+@dataclass(frozen=True)
+class PixelSize:
+    """Distance between neighbouring pixels; the unit is "pixel" where nobody knows better."""
+
+    y: float
+    x: float
+    z: float | None = None
+    unit: str = "pixel"
+
+
+def check_axes(axes: str, shape: Sequence[int]) -> str:
+    """The letters in upper case, if they fit an image of ``shape``.
+
+    Raises
+    ------
+    ImageError
+        If a letter is unknown or given twice, the number is wrong, Y or X is missing, or channels are named twice.
+    """
+    letters = axes.strip().upper()
+    help_text = "Give one letter an axis: T time, C channel, Z depth, Y row, X column, S colour, for example ZYX"
+    if len(letters) != len(shape):
+        raise ImageError(f"The axes '{letters}' name {len(letters)} axes, the image has {len(shape)} "
+                         f"(shape {tuple(shape)})", help_text)
+    unknown = sorted(set(letters) - set(AXIS_NAMES))
+    if unknown or len(set(letters)) != len(letters):
+        raise ImageError(f"The axes '{letters}' hold an unknown letter or one twice", help_text)
+    if not {"Y", "X"} <= set(letters):
+        raise ImageError(f"The axes '{letters}' lack Y or X", help_text)
+    if {"C", "S"} <= set(letters):
+        raise ImageError(f"The axes '{letters}' name both channels (C) and colours (S)", help_text)
+    return letters
+
+
+def guess_axes(shape: Sequence[int], rgb: bool = False) -> str:
+    """The likeliest axes of an array without metadata; shown to the user, who may change them.
+
+    Three axes are taken as a stack (ZYX), never as channels: lengths alone do not tell.
+
+    Raises
+    ------
+    ImageError
+        If there are fewer than two or more than five axes (samples not counted).
+    """
+    last = "YXS" if rgb else "YX"
+    n_more = len(shape) - len(last)
+    if not 0 <= n_more <= 3:
+        raise ImageError(f"An image of shape {tuple(shape)} has {len(shape)} axes, need 2 to 5",
+                         "Take out one plane or stack, and name its axes")
+    return ["", "Z", "TZ", "TCZ"][n_more] + last

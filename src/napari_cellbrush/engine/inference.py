@@ -1,0 +1,205 @@
+"""Run a model over an image, tile by tile: a generator of events.
+
+Peak memory is one tile's features plus whatever the receiver keeps. The result does not depend on the tiles: they
+are aligned to the network's poolings, read true context beyond their borders, and share one normalisation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from napari_cellbrush.config import InferenceConfig, OutputKind
+from napari_cellbrush.engine.device import Device, choose_device, free_memory, is_out_of_memory
+from napari_cellbrush.engine.geometry import UNetGeometry
+from napari_cellbrush.engine.model import Model, class_logits
+from napari_cellbrush.engine.objects import objects_from_classes
+from napari_cellbrush.engine.planes import Normalisation, Planes
+from napari_cellbrush.engine.tiling import Tile, plan_tiles
+from napari_cellbrush.errors import OutOfMemory
+from napari_cellbrush.events import InferenceEvent, InferenceStarted, StopToken, TileSegmented, TileSizeReduced
+
+#: Largest automatic tile, in pixels: features of the first level should stay in a CPU's cache; a GPU wants work.
+_AUTO_TILE = {"cpu": 508, "cuda": 1532, "mps": 764}
+#: Share of the free memory that one tile may take.
+_MEMORY_SHARE = 0.25
+#: Feature maps of the first level that are alive at once: skip, up-sampled, joined and convolved ones.
+_LIVE_MAPS = 7
+#: Halving stops at tiles that answer fewer strides than this: almost all their work would be margin.
+_SMALLEST_STRIDES = 2
+
+
+class TilePredictor:
+    """A model made ready to run on one device: batch norm folded, right precision and memory layout."""
+
+    def __init__(self, model: Model, normalisation: Normalisation, device: Device, config: InferenceConfig) -> None:
+        self._normalisation = normalisation
+        self._device = device
+        self._dtype = torch.float32 if config.precision == "float32" or device.half is None else device.half
+        network: nn.Module = model.network.folded().to(device.torch_device, self._dtype)
+        if device.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+        self._network = network
+        self.precision = str(self._dtype).removeprefix("torch.")
+
+    @torch.inference_mode()
+    def predict(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Class probabilities KYX float32 of a raw window CYX of a valid size, without its margins."""
+        image = torch.from_numpy(self._normalisation.apply(window))[None].to(self._device.torch_device, self._dtype)
+        if self._device.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        logits = class_logits(self._network(image))
+        probabilities: NDArray[np.float32] = logits.float().softmax(dim=1)[0].contiguous().cpu().numpy()
+        return probabilities
+
+
+def segment_planes(
+    model: Model,
+    planes: Planes,
+    *,
+    config: InferenceConfig | None = None,
+    device: Device | None = None,
+    indices: Sequence[tuple[int, ...]] | None = None,
+    region: tuple[slice, slice] | None = None,
+    centre: tuple[float, float] | None = None,
+    stop: StopToken | None = None,
+) -> Generator[InferenceEvent, None, bool]:
+    """Segment planes tile by tile, from ``centre`` outwards.
+
+    Parameters
+    ----------
+    model
+        Of the image's number of channels, or a base for any number.
+    planes
+        The image.
+    config, device
+        Settings, and where to compute; chosen if not given.
+    indices, region
+        The planes, and their rows and columns, to segment; all if not given.
+    centre
+        Row and column to begin with; the region's centre if not given.
+    stop
+        Looked at after every tile.
+
+    Yields
+    ------
+    InferenceEvent
+        First :class:`InferenceStarted`, then tiles.
+
+    Returns
+    -------
+    bool
+        True if everything was segmented, False if stopped before.
+
+    Raises
+    ------
+    ModelError
+        If the model does not fit the image.
+    ImageError
+        If the image holds NaN or infinite values, or has no contrast.
+    OutOfMemory
+        If not even the smallest tile fits.
+    """
+    config, device, stop = config or InferenceConfig(), device or choose_device(), stop or StopToken()
+    model = model.for_channels(planes.n_channels)
+    geometry = model.network.geometry
+    region = region or (slice(0, planes.shape_yx[0]), slice(0, planes.shape_yx[1]))
+    predictor = TilePredictor(model, planes.normalisation(), device, config)
+    size = tile_size(config, model, device)
+    tiles = plan_tiles(region, geometry, size, centre)
+    queue = deque((index, tile) for index in (planes.indices() if indices is None else indices) for tile in tiles)
+    yield InferenceStarted(device.name, predictor.precision, len(queue), size)
+
+    began = time.perf_counter()
+    n_done = 0
+    while queue and not stop.stopped:
+        index, tile = queue[0]
+        window = planes.read_mirrored(index, tile.top, tile.left, tile.height, tile.width)
+        try:
+            probabilities = predictor.predict(window)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = _halved(size, geometry, device, error)
+            queue = deque((i, small) for i, large in queue
+                          for small in plan_tiles((large.rows, large.columns), geometry, size, centre))
+            yield TileSizeReduced(size, n_done + len(queue))
+            continue
+        queue.popleft()
+        n_done += 1
+        elapsed = time.perf_counter() - began
+        yield _segmented(index, tile, geometry, probabilities, (n_done, n_done + len(queue)), elapsed)
+    return not queue
+
+
+def segment_array(
+    model: Model,
+    planes: Planes,
+    output: OutputKind = "classes",
+    *,
+    config: InferenceConfig | None = None,
+    device: Device | None = None,
+    stop: StopToken | None = None,
+) -> NDArray[np.generic]:
+    """Segment a whole image into one array.
+
+    Returns
+    -------
+    NDArray
+        "classes": stack axes + YX uint8, 1…K. "probabilities": K + stack axes + YX float32. "objects": stack axes +
+        YX uint16 or uint32, 0 background, ids from 1, different on every plane. Zero where a stop left no answer.
+    """
+    config = config or InferenceConfig()
+    shape = planes.spatial_shape
+    classes = np.zeros(shape, np.uint8)
+    probabilities = np.zeros((model.n_classes, *shape), np.float32) if output == "probabilities" else None
+    for event in segment_planes(model, planes, config=config, device=device, stop=stop):
+        if isinstance(event, TileSegmented):
+            place = (*event.plane, event.rows, event.columns)
+            classes[place] = event.classes
+            if probabilities is not None:
+                probabilities[(slice(None), *place)] = event.probabilities
+    if probabilities is not None:
+        return probabilities
+    return objects_from_classes(classes, model.card.classes, config.min_object_px) if output == "objects" else classes
+
+
+def tile_size(config: InferenceConfig, model: Model, device: Device) -> int:
+    """Side of the windows to read, in pixels: the user's, or the largest that is fast and fits the free memory."""
+    geometry = model.network.geometry
+    if config.tile_size_px:
+        return max(config.tile_size_px, _smallest(geometry))
+    bytes_per_pixel = _LIVE_MAPS * model.network.base_filters * (2 if device.half else 4)
+    fitting = int((_MEMORY_SHARE * free_memory(device) / bytes_per_pixel) ** 0.5)
+    return max(min(_AUTO_TILE[device.kind], fitting), _smallest(geometry))
+
+
+def _smallest(geometry: UNetGeometry) -> int:
+    return geometry.input_size_for(_SMALLEST_STRIDES * geometry.stride)
+
+
+def _halved(size: int, geometry: UNetGeometry, device: Device, error: BaseException) -> int:
+    if device.kind == "cuda":
+        torch.cuda.empty_cache()
+    if size <= _smallest(geometry):
+        raise OutOfMemory(f"{device.name} has too little memory even for a tile of {size} px",
+                          "Close other programs that use it, or choose the CPU") from error
+    return max(size // 2, _smallest(geometry))
+
+
+def _segmented(index: tuple[int, ...], tile: Tile, geometry: UNetGeometry, probabilities: NDArray[np.float32],
+               progress: tuple[int, int], elapsed: float) -> TileSegmented:
+    n_done, n_tiles = progress
+    # A tile at the region's border may answer a few pixels before or after the part that is asked for.
+    top, left = tile.rows.start - tile.top - geometry.margin, tile.columns.start - tile.left - geometry.margin
+    height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
+    wanted = np.ascontiguousarray(probabilities[:, top : top + height, left : left + width])
+    classes = (wanted.argmax(axis=0) + 1).astype(np.uint8)
+    left_over = elapsed / n_done * (n_tiles - n_done)
+    return TileSegmented(n_done, n_tiles, index, tile.rows, tile.columns, wanted, classes, elapsed, left_over)

@@ -1,0 +1,177 @@
+"""Images as CYX planes, read lazily, and the statistics by which they are normalised.
+
+Whatever holds the pixels (numpy, dask, zarr, a memory-mapped file), only the windows asked for are read. Training
+and inference normalise through the same function, so they can never differ.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_cellbrush.engine.axes import check_axes
+from napari_cellbrush.errors import ImageError
+
+#: Percentiles that become -1 and 1; robust against dead pixels below and debris above.
+PERCENTILES = (1.0, 99.8)
+#: Normalised values beyond these say nothing more than "very dark" and "very bright".
+LIMITS = (-2.0, 4.0)
+#: Pixels per channel that the statistics are measured on, at most.
+SAMPLE_PIXELS = 4_000_000
+#: Side of the windows of which a large image's sample is made.
+SAMPLE_WINDOW = 256
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per channel, the values that become -1 and 1."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def apply(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """CYX float32 in, CYX float32 in [-2, 4] out; a channel without contrast becomes 0."""
+        low, high = (np.array(v, np.float32)[:, None, None] for v in (self.low, self.high))
+        contrast = high > low
+        scale = np.where(contrast, 2 / np.where(contrast, high - low, 1), 0).astype(np.float32)
+        scaled = (image - low) * scale
+        scaled -= contrast
+        return np.clip(scaled, *LIMITS, out=scaled)
+
+
+class Planes:
+    """A lazily read image as a stack of CYX planes.
+
+    Parameters
+    ----------
+    data
+        Anything with shape, dtype and basic slicing.
+    axes
+        One letter of TCZYXS per axis of ``data``.
+    name
+        For messages.
+
+    Raises
+    ------
+    ImageError
+        If axes and shape do not fit, the image is empty, or its type holds no plain numbers.
+    """
+
+    def __init__(self, data: Any, axes: str, name: str = "image") -> None:
+        self.data = data
+        self.name = name
+        self.axes = check_axes(axes, data.shape)
+        if 0 in data.shape:
+            raise ImageError(f"The image '{name}' of shape {tuple(data.shape)} is empty", "Choose another image")
+        if np.dtype(data.dtype).kind not in "buif":
+            raise ImageError(f"The image '{name}' holds values of type {data.dtype}", "Convert it to whole numbers "
+                             "or floats")
+        sizes = dict(zip(self.axes, data.shape, strict=True))
+        self.stack_axes = "".join(letter for letter in self.axes if letter in "TZ")
+        self.stack_shape: tuple[int, ...] = tuple(int(sizes[letter]) for letter in self.stack_axes)
+        self.shape_yx: tuple[int, int] = (int(sizes["Y"]), int(sizes["X"]))
+        # The alpha of RGBA says how opaque a pixel is drawn, nothing about the cell.
+        samples = sizes.get("S", 1)
+        self.n_channels = int(sizes["C"]) if "C" in sizes else (samples - 1 if samples in (2, 4) else samples)
+        self._lock = threading.Lock()
+        self._normalisation: Normalisation | None = None
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        """The shape of labels of this image: stack axes, then Y and X."""
+        return self.stack_shape + self.shape_yx
+
+    def indices(self) -> list[tuple[int, ...]]:
+        """Indices of all planes along the stack axes; ``[()]`` for a single plane."""
+        return list(itertools.product(*(range(n) for n in self.stack_shape)))
+
+    def read(self, index: tuple[int, ...], rows: slice, columns: slice) -> NDArray[np.float32]:
+        """A window of one plane, CYX float32; rows and columns lie inside the image.
+
+        Raises
+        ------
+        ImageError
+            If the window holds NaN or infinite values, or values beyond the range of float32.
+        """
+        place: dict[str, Any] = dict(zip(self.stack_axes, index, strict=True))
+        place |= {"Y": rows, "X": columns, "C": slice(None), "S": slice(0, self.n_channels)}
+        raw = np.asarray(self.data[tuple(place[letter] for letter in self.axes)])
+        left = [letter for letter in self.axes if letter not in self.stack_axes]
+        if "C" in left or "S" in left:
+            order = [left.index("C" if "C" in left else "S"), left.index("Y"), left.index("X")]
+            raw = raw.transpose(order)
+        else:
+            raw = raw.transpose([left.index("Y"), left.index("X")])[None]
+        with np.errstate(over="ignore"):
+            window = np.ascontiguousarray(raw, dtype=np.float32)
+        if raw.dtype.kind == "f" and not np.isfinite(window).all():
+            raise ImageError(f"The image '{self.name}' holds NaN or infinite values (plane {index}, near row "
+                             f"{rows.start}, column {columns.start})", "Replace them with numbers, for example by 0")
+        return window
+
+    def read_mirrored(self, index: tuple[int, ...], top: int, left: int, height: int,
+                      width: int) -> NDArray[np.float32]:
+        """A window that may stick out of the image, which is mirrored at its borders (Ronneberger 2015, figure 2).
+
+        The border pixel itself is not repeated; one row or column alone is.
+        """
+        rows, columns = mirrored(top, height, self.shape_yx[0]), mirrored(left, width, self.shape_yx[1])
+        first_row, first_column = int(rows.min()), int(columns.min())
+        window = self.read(index, slice(first_row, int(rows.max()) + 1), slice(first_column, int(columns.max()) + 1))
+        if window.shape[1:] == (height, width) and top >= 0 and left >= 0:
+            return window
+        return window[:, (rows - first_row)[:, None], columns - first_column]
+
+    def normalisation(self) -> Normalisation:
+        """Measured once, then kept; safe to call from several threads."""
+        with self._lock:
+            if self._normalisation is None:
+                self._normalisation = measure_normalisation(self)
+            return self._normalisation
+
+
+def mirrored(start: int, size: int, length: int) -> NDArray[np.intp]:
+    """Positions start … start + size − 1 folded into 0 … length − 1 by mirrors at the first and last pixel."""
+    positions = np.arange(start, start + size)
+    if length == 1:
+        return np.zeros_like(positions)
+    folded = np.abs(positions) % (2 * (length - 1))
+    return np.minimum(folded, 2 * (length - 1) - folded)
+
+
+def measure_normalisation(planes: Planes) -> Normalisation:
+    """Percentiles 1 and 99.8 of each channel, on the whole image or on windows spread evenly over it.
+
+    Raises
+    ------
+    ImageError
+        If no channel has any contrast, or the image holds NaN or infinite values.
+    """
+    sample = np.concatenate([planes.read(*place).reshape(planes.n_channels, -1) for place in _sample(planes)], axis=1)
+    low, high = np.percentile(sample, PERCENTILES, axis=1)
+    # Where nearly all pixels are equal (few bright spots on black) the percentiles coincide: take the extremes.
+    flat = low == high
+    low, high = np.where(flat, sample.min(axis=1), low), np.where(flat, sample.max(axis=1), high)
+    if (low == high).all():
+        raise ImageError(f"The image '{planes.name}' is constant: every pixel looked at is {low[0]:g}",
+                         "Choose an image that shows something, or check its channel and axes")
+    return Normalisation(tuple(float(v) for v in low), tuple(float(v) for v in high))
+
+
+def _sample(planes: Planes) -> list[tuple[tuple[int, ...], slice, slice]]:
+    """Windows that cover a small image wholly and a large one evenly."""
+    height, width = planes.shape_yx
+    windows = [(index, slice(row, min(row + SAMPLE_WINDOW, height)), slice(column, min(column + SAMPLE_WINDOW, width)))
+               for index in planes.indices()
+               for row in range(0, height, SAMPLE_WINDOW)
+               for column in range(0, width, SAMPLE_WINDOW)]
+    pixels = len(planes.indices()) * height * width
+    n = max(1, round(len(windows) * min(1.0, SAMPLE_PIXELS / pixels)))
+    # The golden ratio spreads picks without falling into step with rows of windows.
+    picks = sorted({int(len(windows) * ((k * 0.6180339887498949) % 1)) for k in range(n)}) if n < len(windows) else None
+    return windows if picks is None else [windows[pick] for pick in picks]

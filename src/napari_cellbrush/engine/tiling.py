@@ -1,0 +1,79 @@
+"""The overlap-tile plan: which windows to read and which pixels each one answers.
+
+Numbers only. Output windows start at multiples of the network's stride, counted from the image's origin even for a
+region of it, so that every run pools the same pixels together and a pixel's result never depends on its tile
+(Ronneberger, Fischer, Brox 2015, figure 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from napari_cellbrush.engine.geometry import UNetGeometry
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile: the pixels it answers, inside the image, and the window it reads, which may stick out."""
+
+    rows: slice
+    columns: slice
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def plan_tiles(
+    region: tuple[slice, slice],
+    geometry: UNetGeometry,
+    tile_size: int,
+    centre: tuple[float, float] | None = None,
+) -> list[Tile]:
+    """Tiles that answer each pixel of ``region`` exactly once.
+
+    Parameters
+    ----------
+    region
+        Rows and columns, inside the image.
+    geometry
+        Of the network.
+    tile_size
+        Largest side of the windows to read, in pixels; at least one stride of output is always answered.
+    centre
+        Row and column from which tiles are ordered outwards; the region's centre if not given.
+    """
+    rows, columns = region
+    if centre is None:
+        centre = ((rows.start + rows.stop) / 2, (columns.start + columns.stop) / 2)
+    tiles = [_tile(row, column, geometry)
+             for row in _spans(rows, geometry, tile_size)
+             for column in _spans(columns, geometry, tile_size)]
+    return sorted(tiles, key=lambda tile: _distance(tile, centre))
+
+
+def output_step(geometry: UNetGeometry, tile_size: int) -> int:
+    """Output pixels per tile side, a multiple of the stride, for windows of at most ``tile_size``."""
+    blocks = (tile_size - 2 * geometry.margin) // geometry.stride
+    return max(1, blocks) * geometry.stride
+
+
+def _spans(region: slice, geometry: UNetGeometry, tile_size: int) -> list[tuple[int, slice]]:
+    """Aligned starts with the part of the region each answers; equally long rather than a full and a tiny one."""
+    stride = geometry.stride
+    first = region.start // stride * stride
+    n_tiles = -(-(region.stop - first) // output_step(geometry, tile_size))
+    step = -(-(region.stop - first) // (n_tiles * stride)) * stride if n_tiles else stride
+    starts = range(first, region.stop, step)
+    return [(start, slice(max(start, region.start), min(start + step, region.stop))) for start in starts]
+
+
+def _tile(row: tuple[int, slice], column: tuple[int, slice], geometry: UNetGeometry) -> Tile:
+    (top, rows), (left, columns) = row, column
+    return Tile(rows, columns, top - geometry.margin, left - geometry.margin,
+                geometry.input_size_for(rows.stop - top), geometry.input_size_for(columns.stop - left))
+
+
+def _distance(tile: Tile, centre: tuple[float, float]) -> float:
+    row, column = (tile.rows.start + tile.rows.stop) / 2, (tile.columns.start + tile.columns.stop) / 2
+    return (row - centre[0]) ** 2 + (column - centre[1]) ** 2
