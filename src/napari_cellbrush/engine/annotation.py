@@ -1,0 +1,528 @@
+"""Painted labels: what they say, which strokes are kept back for scoring, and where training looks next.
+
+Label arrays hold 0 for unlabelled and k + 1 for class number k. A stroke is a set of connected labelled pixels
+(corners connect). This module knows arrays; it knows nothing of networks or viewers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, sparse
+from skimage.measure import label as label_by_value
+
+from napari_cellbrush.config import ClassDefinition
+from napari_cellbrush.errors import AnnotationError
+
+if TYPE_CHECKING:
+    from napari_cellbrush.engine.planes import Planes
+
+#: Held-out pixels lie further than this from every training pixel; strokes closer to each other stay together.
+GAP_PX = 8
+#: Connected labels longer than a block are cut into blocks: coarsely if that gives enough of them, else finer.
+_BLOCKS_PX = (128, 64)
+#: Separate strokes of each class that training keeps.
+_STROKES_TO_TRAIN_ON = 2
+#: Long strokes are visited piece by piece, each about as large as what one training patch learns from.
+_PIECE_PX = 64
+#: Random choices of held-out strokes that are compared; fewer where there are many strokes and all are alike.
+_MOST_TRIALS = 32
+_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPlane:
+    """The labels of one plane that has any."""
+
+    #: Which image, by its position in the list of images.
+    image: int
+    #: The plane's index along the image's stack axes, () for a 2D image.
+    index: tuple[int, ...]
+    #: YX uint8; 0 unlabelled, k + 1 for class number k.
+    labels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """All labelled planes of all images."""
+
+    planes: tuple[LabelledPlane, ...]
+    n_classes: int
+    #: For messages; empty where nobody named them.
+    class_names: tuple[str, ...] = ()
+
+    @cached_property
+    def pixels_per_class(self) -> tuple[int, ...]:
+        """Labelled pixels of each class."""
+        counts = np.zeros(self.n_classes + 1, np.int64)
+        for plane in self.planes:
+            counts += np.bincount(plane.labels.ravel(), minlength=self.n_classes + 1)
+        return tuple(int(count) for count in counts[1:])
+
+    @property
+    def n_pixels(self) -> int:
+        """Labelled pixels of all classes."""
+        return sum(self.pixels_per_class)
+
+    def name_of(self, number: int) -> str:
+        """A class in words."""
+        return f"'{self.class_names[number]}'" if self.class_names else f"number {number + 1}"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Annotation to train on, and annotation to score on."""
+
+    train: Annotation
+    #: None where a fair score cannot be had.
+    validation: Annotation | None
+    #: Why there is none, as a sentence for the user; else empty.
+    reason: str
+
+
+def collect_annotation(images: Sequence[Planes], labels: Sequence[Any],
+                       classes: Sequence[ClassDefinition]) -> Annotation:
+    """Check labels against their images and keep the planes that have any.
+
+    Parameters
+    ----------
+    images
+        The images.
+    labels
+        One array-like (numpy, dask, zarr, …) per image, of its spatial shape; read plane by plane.
+        Booleans, integers, and floats that are whole numbers are taken.
+    classes
+        What the values 1… mean.
+
+    Raises
+    ------
+    AnnotationError
+        If shapes differ, a value is no class, or fewer than two classes are painted.
+    """
+    if len(images) != len(labels):
+        raise AnnotationError(f"Got {len(images)} image(s) and {len(labels)} set(s) of labels",
+                              "Give one set of labels per image, in the same order")
+    planes = [plane for number, (image, given) in enumerate(zip(images, labels, strict=True))
+              for plane in _labelled_planes(number, image, given, len(classes))]
+    annotation = Annotation(tuple(planes), len(classes), tuple(definition.name for definition in classes))
+    painted = [number for number, count in enumerate(annotation.pixels_per_class) if count]
+    if not painted:
+        raise AnnotationError("The annotation is empty", "Paint a few strokes of at least two classes")
+    if len(painted) == 1:
+        raise AnnotationError(f"Only the class {annotation.name_of(painted[0])} is painted, need at least two classes",
+                              "Paint a few strokes of another class too, for example of the background")
+    return annotation
+
+
+def _labelled_planes(number: int, image: Planes, labels: Any, n_classes: int) -> Iterator[LabelledPlane]:
+    array = labels if hasattr(labels, "shape") else np.asarray(labels)
+    if tuple(array.shape) != tuple(image.spatial_shape):
+        raise AnnotationError(
+            f"The labels of '{image.name}' have the shape {tuple(array.shape)}, the image needs "
+            f"{tuple(image.spatial_shape)}", "Make the labels as large as the image, without an axis for channels")
+    for index in image.indices():
+        window: Any = (*index, slice(None), slice(None))
+        plane = whole_numbers(np.asarray(array[window]), f"the labels of '{image.name}'")
+        low, high = (int(plane.min()), int(plane.max())) if plane.size else (0, 0)
+        if low < 0 or high > n_classes:
+            raise AnnotationError(
+                f"The labels of '{image.name}' hold the value {low if low < 0 else high}, but there are only "
+                f"{n_classes} classes", f"Use 0 for unlabelled and 1 to {n_classes} for the classes")
+        if high:
+            yield LabelledPlane(number, index, plane.astype(np.uint8))
+
+
+def whole_numbers(values: NDArray[Any], what: str) -> NDArray[Any]:
+    """Booleans and integers as they are, floats as integers if nothing is lost.
+
+    Raises
+    ------
+    AnnotationError
+        If values are not whole numbers; ``what`` names them.
+    """
+    if values.dtype.kind in "iu":
+        return values
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8)
+    # Beyond 2^53 a float no longer tells neighbouring ids apart.
+    if values.dtype.kind == "f" and np.all(np.abs(values) < 2**53) and np.array_equal(values, np.rint(values)):
+        return values.astype(np.int64)
+    raise AnnotationError(f"Values of {what} are not whole numbers (type {values.dtype})",
+                          "Labels are whole numbers, 0 for unlabelled; check that this is not the image")
+
+
+def objects_to_classes(instances: NDArray[Any], boundary_px: int = 2,
+                       ignore_value: int | None = None) -> NDArray[np.uint8]:
+    """Turn an instance mask into background, cell and boundary.
+
+    The boundary is the inner rim of each connected piece of an object. Every piece keeps a core: one that the rim
+    would fill gets a thinner rim, then only a rim towards the objects it touches, and at the very least one pixel.
+
+    Parameters
+    ----------
+    instances
+        YX whole numbers; 0 background, any ids ≥ 1, with gaps or in several pieces.
+    boundary_px
+        Thickness of the rim in pixels; 0 gives none.
+    ignore_value
+        Pixels with this value become unlabelled. Objects end there all the same.
+
+    Returns
+    -------
+    NDArray
+        YX uint8; 0 unlabelled, 1 background, 2 cell, 3 boundary.
+
+    Raises
+    ------
+    AnnotationError
+        If ids are negative or not whole numbers.
+    """
+    ids = whole_numbers(instances, "the instance mask")
+    ignored = ids == ignore_value if ignore_value is not None else np.zeros(ids.shape, bool)
+    ids = np.where(ignored, 0, ids)
+    if ids.size and ids.min() < 0:
+        raise AnnotationError(f"The instance mask holds the id {int(ids.min())}",
+                              "Use 0 for background and ids from 1 on, or name the value to ignore")
+    pieces: NDArray[np.int64] = label_by_value(ids, background=0, connectivity=2)
+    core = _cores(pieces, boundary_px)
+    classes = np.where(pieces == 0, 1, np.where(core, 2, 3)).astype(np.uint8)
+    classes[ignored] = 0
+    return classes
+
+
+def _cores(pieces: NDArray[np.int64], boundary_px: int) -> NDArray[np.bool_]:
+    """Pixels inside the rims; each piece takes the thickest rim that leaves it any."""
+    n = int(pieces.max()) if pieces.size else 0
+    core = np.zeros(pieces.shape, bool)
+    lacking = np.ones(n + 1, bool)
+    lacking[0] = False
+    for level in _levels(pieces, boundary_px, n):
+        core |= lacking[level]
+        lacking &= np.bincount(level.ravel(), minlength=n + 1) == 0
+        if not lacking.any():
+            break
+    return core
+
+
+def _levels(pieces: NDArray[np.int64], boundary_px: int, n: int) -> Iterator[NDArray[np.int64]]:
+    """Pieces less ever thinner rims; the last level has a pixel of each."""
+    peeled = [pieces]
+    for step in range(boundary_px):
+        peeled.append(_peeled(peeled[-1], corners=step % 2 == 1))
+    yield from peeled[:0:-1]
+    if boundary_px:
+        yield _apart(pieces)
+        yield _middles(pieces, n)
+    else:
+        yield pieces
+
+
+def _peeled(pieces: NDArray[np.int64], corners: bool) -> NDArray[np.int64]:
+    """Pieces less the pixels beside another value; alternating corners makes rims about round."""
+    kept = pieces.copy()
+    for here, there in _neighbours(corners):
+        differs = pieces[here] != pieces[there]
+        kept[here][differs] = 0
+        kept[there][differs] = 0
+    return kept
+
+
+def _apart(pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pieces less the pixels beside another piece."""
+    kept = pieces.copy()
+    for here, there in _neighbours(corners=True):
+        touching = (pieces[here] != pieces[there]) & (pieces[here] > 0) & (pieces[there] > 0)
+        kept[here][touching] = 0
+        kept[there][touching] = 0
+    return kept
+
+
+def _middles(pieces: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """One pixel of each piece: the middle one in reading order."""
+    flat = np.flatnonzero(pieces)
+    order = flat[np.argsort(pieces.ravel()[flat], kind="stable")]
+    sizes = np.bincount(pieces.ravel()[flat], minlength=n + 1)
+    chosen = order[(np.cumsum(sizes) - sizes + sizes // 2)[1:]] if n else flat
+    middles = np.zeros_like(pieces)
+    middles.ravel()[chosen] = pieces.ravel()[chosen]
+    return middles
+
+
+def _neighbours(corners: bool) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Pairs of windows that lay each pixel beside one of its neighbours."""
+    every, front, back = slice(None), slice(None, -1), slice(1, None)
+    yield (front, every), (back, every)
+    yield (every, front), (every, back)
+    if corners:
+        yield (front, front), (back, back)
+        yield (front, back), (back, front)
+
+
+def hold_out(annotation: Annotation, fraction: float, seed: int) -> Split:
+    """Keep whole strokes back to score a model on.
+
+    Strokes closer than :data:`GAP_PX`, in one plane, or overlapping in neighbouring planes of a stack, stay
+    together. Labels longer than a block are cut along a grid of blocks, and pixels held out are left out of both
+    parts within :data:`GAP_PX` of a training pixel, so dense labels can be held out too.
+
+    Parameters
+    ----------
+    annotation
+        All strokes.
+    fraction
+        Wanted share of each class's pixels to hold out, in [0, 1).
+    seed
+        The same seed holds out the same strokes.
+
+    Returns
+    -------
+    Split
+        With a validation part only if every painted class is in it and keeps two separate strokes for training;
+        else with everything in ``train`` and the reason why.
+    """
+    if fraction <= 0:
+        return Split(annotation, None, "The settings hold no strokes out, so there is no score.")
+    for block in _BLOCKS_PX:
+        groups = _Groups(annotation, block)
+        for held in _choices(groups, fraction, seed):
+            split = _divided(annotation, groups, held)
+            if split.validation and _painted(split.validation) == _painted(annotation) == _painted(split.train):
+                return split
+    return Split(annotation, None, _too_few(annotation, groups.strokes_per_class))
+
+
+def _painted(annotation: Annotation) -> set[int]:
+    return {number for number, count in enumerate(annotation.pixels_per_class) if count}
+
+
+def _too_few(annotation: Annotation, strokes: NDArray[np.int64]) -> str:
+    needed = _STROKES_TO_TRAIN_ON + 1
+    short = [f"{annotation.name_of(number)} has {int(strokes[number])}" for number in sorted(_painted(annotation))
+             if strokes[number] < needed]
+    found = f" ({', '.join(short)})" if short else ""
+    return f"Paint at least {needed} separate strokes of every class, well apart, to get a score{found}."
+
+
+class _Groups:
+    """Labelled pixels sorted into groups that are held out or trained on as a whole.
+
+    Attributes
+    ----------
+    maps
+        Per plane, YX int32: piece of each labelled pixel, 0 for none.
+    group_of_piece
+        Group of each piece; pieces of neighbouring planes that overlap share one. Group 0 is nothing.
+    pixels, safe_pixels
+        Groups × classes: labelled pixels; those further than the gap from a cut, whatever the others are.
+    """
+
+    def __init__(self, annotation: Annotation, block: int) -> None:
+        self.maps: list[NDArray[np.int32]] = []
+        pixels, safe_pixels, n_pieces = [np.zeros((1, annotation.n_classes), np.int64)], [], 1
+        safe_pixels.append(pixels[0])
+        for plane in annotation.planes:
+            pieces, safe = _pieces(plane.labels, block)
+            n = int(pieces.max())
+            pixels.append(_count(pieces, plane.labels, n, annotation.n_classes))
+            safe_pixels.append(_count(np.where(safe, pieces, 0), plane.labels, n, annotation.n_classes))
+            self.maps.append(np.where(pieces > 0, pieces + (n_pieces - 1), 0).astype(np.int32))
+            n_pieces += n
+        self.group_of_piece = _joined(self.maps, list(_neighbouring_planes(annotation)), n_pieces)
+        self.pixels = self._summed(np.concatenate(pixels))
+        self.safe_pixels = self._summed(np.concatenate(safe_pixels))
+
+    @property
+    def strokes_per_class(self) -> NDArray[np.int64]:
+        """Groups in which each class is found."""
+        found: NDArray[np.int64] = np.count_nonzero(self.pixels, axis=0)
+        return found
+
+    def _summed(self, of_pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+        total = np.zeros((int(self.group_of_piece.max()) + 1, of_pieces.shape[1]), np.int64)
+        np.add.at(total, self.group_of_piece, of_pieces)
+        return total
+
+
+def _pieces(labels: NDArray[np.uint8], block: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Number strokes from 1, long ones block by block; and tell which pixels are safely away from a cut."""
+    labelled = labels > 0
+    # Two strokes grow together if at most GAP_PX apart.
+    grown = ndimage.maximum_filter(labelled, size=GAP_PX + 1)
+    strokes, n = ndimage.label(grown, _EIGHT_NEIGHBOURS, output=np.int32)
+    strokes *= labelled
+    longest = [0 if box is None else max(side.stop - side.start for side in box)
+               for box in ndimage.find_objects(strokes, n)]
+    is_long = np.array([0, *longest]) > block
+    if not is_long.any():
+        return strokes, labelled
+    cut = is_long[strokes]
+    height, width = labels.shape
+    n_across = -(-width // block)
+    row_block, column_block = np.arange(height) // block, np.arange(width) // block
+    number = (row_block[:, None] * n_across + column_block)[cut]
+    n_blocks = (-(-height // block)) * n_across
+    key = (np.cumsum(is_long) - 1)[strokes[cut]] * n_blocks + number
+    used = np.zeros(int(is_long.sum()) * n_blocks, bool)
+    used[key] = True
+    strokes[cut] = n + np.cumsum(used)[key]
+    far_row, far_column = _away_from_cuts(height, block), _away_from_cuts(width, block)
+    return strokes, labelled & (~cut | (far_row[:, None] & far_column))
+
+
+def _away_from_cuts(length: int, block: int) -> NDArray[np.bool_]:
+    position = np.arange(length) % block
+    far: NDArray[np.bool_] = (position >= GAP_PX) & (position < block - GAP_PX)
+    return far
+
+
+def _count(pieces: NDArray[np.int32], labels: NDArray[np.uint8], n_pieces: int, n_classes: int) -> NDArray[np.int64]:
+    """Pieces × classes."""
+    key = pieces.astype(np.int64) * (n_classes + 1) + labels
+    table = np.bincount(key.ravel(), minlength=(n_pieces + 1) * (n_classes + 1))
+    return table.reshape(n_pieces + 1, n_classes + 1)[1:, 1:].astype(np.int64)
+
+
+def _neighbouring_planes(annotation: Annotation) -> Iterator[tuple[int, int]]:
+    """Positions of labelled planes of one image that are one step apart along one stack axis."""
+    position_of = {(plane.image, plane.index): position for position, plane in enumerate(annotation.planes)}
+    for position, plane in enumerate(annotation.planes):
+        for axis, step in enumerate(plane.index):
+            after = (*plane.index[:axis], step + 1, *plane.index[axis + 1 :])
+            if (plane.image, after) in position_of:
+                yield position, position_of[plane.image, after]
+
+
+def _joined(maps: list[NDArray[np.int32]], neighbours: list[tuple[int, int]], n_pieces: int) -> NDArray[np.int32]:
+    """Group of each piece: neighbouring planes show nearly the same, so what overlaps there is one stroke."""
+    links = [np.zeros((0, 2), np.int32)]
+    for before, after in neighbours:
+        overlap = (maps[before] > 0) & (maps[after] > 0)
+        pairs = np.stack([maps[before][overlap], maps[after][overlap]], axis=1)
+        # Along a row the same pair repeats: keeping its first pixel makes this cheap.
+        changes = np.any(pairs[1:] != pairs[:-1], axis=1)
+        links.append(np.unique(pairs[np.concatenate([[True], changes])[: len(pairs)]], axis=0))
+    from_, to = np.concatenate(links).T
+    graph = sparse.coo_matrix((np.ones(len(from_), np.uint8), (from_, to)), shape=(n_pieces, n_pieces))
+    group: NDArray[np.int32] = sparse.csgraph.connected_components(graph, directed=False)[1]
+    # Piece 0 is linked to nothing and comes first, so its group is 0.
+    return group
+
+
+def _choices(groups: _Groups, fraction: float, seed: int) -> list[NDArray[np.bool_]]:
+    """Up to three choices of groups to hold out, the one closest to the wanted share of every class first."""
+    total = groups.pixels.sum(axis=0)
+    present = total > 0
+    if (groups.strokes_per_class[present] <= _STROKES_TO_TRAIN_ON).any():
+        return []
+    random = np.random.default_rng(seed)
+    candidates = np.flatnonzero(groups.safe_pixels.any(axis=1))
+    n_trials = max(2, min(_MOST_TRIALS, 20_000 // max(1, len(candidates))))
+    rated = []
+    for trial in range(n_trials):
+        held, share = _one_choice(groups, random.permutation(candidates), fraction)
+        if (share[present] > 0).all():
+            rated.append((float(np.abs(share[present] - fraction).sum()), trial, held))
+    return [held for _, _, held in sorted(rated, key=lambda entry: entry[:2])[:3]]
+
+
+def _one_choice(groups: _Groups, order: NDArray[np.intp],
+                fraction: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Hold groups out in the given order until every class has its share, leaving each class enough to train on."""
+    total = np.maximum(groups.pixels.sum(axis=0), 1)
+    held = np.zeros(len(groups.pixels), bool)
+    share = np.zeros(len(total))
+    left = groups.strokes_per_class
+    for group in order:
+        has = groups.pixels[group] > 0
+        wanted = (share < fraction) & (groups.safe_pixels[group] > 0)
+        if wanted.any() and (left[has] > _STROKES_TO_TRAIN_ON).all():
+            held[group] = True
+            share = share + groups.safe_pixels[group] / total
+            left = left - has
+            if (share >= fraction)[left > 0].all():
+                break
+    return held, share
+
+
+def _divided(annotation: Annotation, groups: _Groups, held: NDArray[np.bool_]) -> Split:
+    held_pieces = held[groups.group_of_piece]
+    is_held = [held_pieces[pieces] for pieces in groups.maps]
+    train = [np.where(mask, 0, plane.labels) for mask, plane in zip(is_held, annotation.planes, strict=True)]
+    kept = [np.where(mask, plane.labels, 0) for mask, plane in zip(is_held, annotation.planes, strict=True)]
+    # A band around training pixels belongs to neither part: what lies beside them is all but known.
+    beside = {position: [position] for position in range(len(train))}
+    for before, after in _neighbouring_planes(annotation):
+        beside[before].append(after)
+        beside[after].append(before)
+    for position, labels in enumerate(train):
+        near = ndimage.maximum_filter(labels > 0, size=2 * GAP_PX + 1)
+        for other in beside[position]:
+            kept[other][near] = 0
+    return Split(_with_labels(annotation, train), _with_labels(annotation, kept), "")
+
+
+def _with_labels(annotation: Annotation, labels: list[NDArray[np.uint8]]) -> Annotation:
+    planes = [LabelledPlane(plane.image, plane.index, values.astype(np.uint8))
+              for plane, values in zip(annotation.planes, labels, strict=True) if values.any()]
+    return Annotation(tuple(planes), annotation.n_classes, annotation.class_names)
+
+
+class StrokeSampler:
+    """Says where to train next: classes in turn, and each stroke of a class before any is visited again.
+
+    Parameters
+    ----------
+    annotation
+        The strokes to learn from. Long ones are visited piece by piece.
+    seed
+        The same seed gives the same order.
+    """
+
+    def __init__(self, annotation: Annotation, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self._width = [plane.labels.shape[1] for plane in annotation.planes]
+        self._strokes = [strokes for strokes in _strokes_per_class(annotation) if strokes]
+        self._round: list[list[int]] = [[] for _ in self._strokes]
+        self._turn = 0
+
+    def next_centres(self, n: int) -> list[tuple[int, int, int]]:
+        """The next ``n`` labelled pixels: position in ``annotation.planes``, row, column."""
+        return [self._next() for _ in range(n)] if self._strokes else []
+
+    def _next(self) -> tuple[int, int, int]:
+        turn = self._turn % len(self._strokes)
+        self._turn += 1
+        if not self._round[turn]:
+            self._round[turn] = self._random.permutation(len(self._strokes[turn])).tolist()
+        plane, pixels = self._strokes[turn][self._round[turn].pop()]
+        row, column = divmod(int(pixels[self._random.integers(len(pixels))]), self._width[plane])
+        return plane, row, column
+
+
+def _strokes_per_class(annotation: Annotation) -> list[list[tuple[int, NDArray[np.intp]]]]:
+    """Per class, its strokes: position of the plane and flat positions of the pixels."""
+    strokes: list[list[tuple[int, NDArray[np.intp]]]] = [[] for _ in range(annotation.n_classes)]
+    for position, plane in enumerate(annotation.planes):
+        for number in range(annotation.n_classes):
+            mask = plane.labels == number + 1
+            if mask.any():
+                strokes[number] += [(position, pixels) for pixels in _pixels_of_pieces(mask)]
+    return strokes
+
+
+def _pixels_of_pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
+    """Flat positions of the pixels of each connected piece, large ones block by block."""
+    pieces, _ = ndimage.label(mask, _EIGHT_NEIGHBOURS)
+    flat = np.flatnonzero(mask)
+    rows, columns = np.divmod(flat, mask.shape[1])
+    n_across = -(-mask.shape[1] // _PIECE_PX)
+    n_blocks = -(-mask.shape[0] // _PIECE_PX) * n_across
+    key = pieces.ravel()[flat].astype(np.int64) * n_blocks + (rows // _PIECE_PX) * n_across + columns // _PIECE_PX
+    order = np.argsort(key, kind="stable")
+    ends = np.flatnonzero(np.diff(key[order])) + 1
+    return np.split(flat[order], ends)
