@@ -29,34 +29,45 @@ class ClassScores:
     mean: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ObjectScores:
-    """Objects found, at one threshold of intersection over union."""
+    """Objects found and missed, at each threshold of intersection over union."""
 
-    threshold: float
-    true_positives: int
-    false_positives: int
-    false_negatives: int
+    thresholds: tuple[float, ...]
+    #: Per threshold, int64.
+    true_positives: NDArray[np.int64]
+    false_positives: NDArray[np.int64]
+    false_negatives: NDArray[np.int64]
 
     @property
-    def average_precision(self) -> float:
-        """TP / (TP + FP + FN): "average precision" in Cellpose and StarDist; 1 where nothing is and nothing is found.
+    def average_precision(self) -> NDArray[np.float64]:
+        """TP / (TP + FP + FN) per threshold, called average precision in Cellpose and StarDist.
 
-        Stringer et al. 2021, Nature Methods 18, 100; Schmidt et al. 2018, MICCAI; Caicedo et al. 2019.
+        It is 1 where nothing is and nothing was found. Schmidt et al. 2018, MICCAI, 265; Stringer et al. 2021,
+        Nature Methods 18, 100; Caicedo et al. 2019.
         """
-        return _ratio(self.true_positives, self.true_positives + self.false_positives + self.false_negatives)
+        return _ratio(self.true_positives, self.true_positives + self._errors)
 
     @property
-    def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN): harmonic mean of precision and recall."""
-        return _ratio(2 * self.true_positives,
-                      2 * self.true_positives + self.false_positives + self.false_negatives)
+    def f1(self) -> NDArray[np.float64]:
+        """2 TP / (2 TP + FP + FN) per threshold: the harmonic mean of precision and recall."""
+        return _ratio(2 * self.true_positives, 2 * self.true_positives + self._errors)
+
+    @property
+    def _errors(self) -> NDArray[np.int64]:
+        return self.false_positives + self.false_negatives
 
     def __add__(self, other: ObjectScores) -> ObjectScores:
-        """Counts of two images together; the thresholds must be equal."""
-        if self.threshold != other.threshold:
-            raise ValueError(f"Cannot add scores at {self.threshold} and {other.threshold}")
-        return ObjectScores(self.threshold, self.true_positives + other.true_positives,
+        """The counts of two images together.
+
+        Raises
+        ------
+        ValueError
+            If they were counted at different thresholds.
+        """
+        if self.thresholds != other.thresholds:
+            raise ValueError(f"Cannot add counts at {self.thresholds} and {other.thresholds}")
+        return ObjectScores(self.thresholds, self.true_positives + other.true_positives,
                             self.false_positives + other.false_positives,
                             self.false_negatives + other.false_negatives)
 
@@ -117,9 +128,9 @@ def class_iou(prediction: NDArray[Any], truth: NDArray[Any], n_classes: int) -> 
     return iou_from_confusion(pixel_confusion(prediction, truth, n_classes))
 
 
-def object_scores(prediction: NDArray[Any], truth: NDArray[Any],
-                  thresholds: Sequence[float] = DSB_THRESHOLDS) -> tuple[ObjectScores, ...]:
-    """Match predicted and true objects one to one and count hits and misses.
+def average_precision(prediction: NDArray[Any], truth: NDArray[Any],
+                      thresholds: Sequence[float] = DSB_THRESHOLDS) -> ObjectScores:
+    """Match predicted and true objects one to one, and count hits and misses.
 
     A pair may match if its intersection over union reaches the threshold; as many pairs as possible are matched
     (optimal assignment, as in StarDist and Cellpose).
@@ -127,28 +138,23 @@ def object_scores(prediction: NDArray[Any], truth: NDArray[Any],
     Parameters
     ----------
     prediction, truth
-        Whole numbers of the same shape; 0 background, ids ≥ 1 in any order and with gaps.
+        Whole numbers of the same shape, of any number of axes; 0 background, ids ≥ 1 in any order and with gaps.
     thresholds
         Each in (0, 1].
+
+    Returns
+    -------
+    ObjectScores
+        Counts per threshold, and the average precision and F1 that follow from them.
 
     Raises
     ------
     ImageError
-        If shapes differ or ids are negative.
+        If shapes differ or ids are negative or not whole numbers.
     """
     overlap = _overlap(prediction, truth)
-    return tuple(_scores_at(overlap, threshold) for threshold in thresholds)
-
-
-def average_precision(prediction: NDArray[Any], truth: NDArray[Any],
-                      thresholds: Sequence[float] = DSB_THRESHOLDS) -> tuple[float, ...]:
-    """:attr:`ObjectScores.average_precision` at each threshold."""
-    return tuple(scores.average_precision for scores in object_scores(prediction, truth, thresholds))
-
-
-def f1(prediction: NDArray[Any], truth: NDArray[Any], threshold: float = 0.5) -> float:
-    """:attr:`ObjectScores.f1` at one threshold."""
-    return object_scores(prediction, truth, (threshold,))[0].f1
+    hits = np.array([_hits(overlap, threshold) for threshold in thresholds], np.int64)
+    return ObjectScores(tuple(thresholds), hits, overlap.n_predicted - hits, overlap.n_true - hits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,18 +198,13 @@ def _dense_ids(values: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
     return number[flat.astype(np.int64)], int(present.sum())
 
 
-def _scores_at(overlap: _Overlap, threshold: float) -> ObjectScores:
+def _hits(overlap: _Overlap, threshold: float) -> int:
+    """Size of the largest one-to-one matching of pairs that reach the threshold."""
     possible = overlap.iou >= threshold
-    hits = _most_matches(overlap.predicted[possible], overlap.true[possible])
-    return ObjectScores(threshold, hits, overlap.n_predicted - hits, overlap.n_true - hits)
-
-
-def _most_matches(predicted: NDArray[np.integer], true: NDArray[np.integer]) -> int:
-    """Size of the largest one-to-one matching of the given pairs."""
-    if not len(predicted):
+    if not possible.any():
         return 0
-    shape = (int(predicted.max()) + 1, int(true.max()) + 1)
-    graph = sparse.csr_matrix((np.ones(len(predicted), np.uint8), (predicted, true)), shape=shape)
+    graph = sparse.csr_matrix((possible[possible], (overlap.predicted[possible], overlap.true[possible])),
+                              shape=(overlap.n_predicted, overlap.n_true))
     return int((sparse.csgraph.maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
@@ -213,5 +214,5 @@ def _check_shapes(prediction: NDArray[Any], truth: NDArray[Any]) -> None:
                          "Compare results of the same image")
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.where(whole > 0, part / np.maximum(whole, 1), 1.0)
