@@ -26,7 +26,7 @@ from napari_cellbrush.engine import augment
 from napari_cellbrush.engine.annotation import Annotation, LabelledPlane, StrokeSampler, collect_annotation, hold_out
 from napari_cellbrush.engine.device import Device, autocast, choose_device, is_out_of_memory
 from napari_cellbrush.engine.losses import segmentation_loss
-from napari_cellbrush.engine.metrics import iou_from_confusion, pixel_confusion
+from napari_cellbrush.engine.metrics import class_iou
 from napari_cellbrush.engine.model import (
     Model,
     ModelCard,
@@ -265,7 +265,7 @@ class _Learner:
                     logits = class_logits(self.network(part))
                 loss = segmentation_loss(logits.float(), truth, config.loss, config.class_balance)
                 loss = loss * (len(part) / len(images))
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
         return total
 
@@ -369,15 +369,16 @@ class _HeldOut:
     def score(self, network: UNet) -> tuple[float, float]:
         """Mean intersection over union in [0, 1] and mean cross-entropy, over held-out labelled pixels."""
         device, config = self._learner.device, self._learner.config
-        confusion = np.zeros((self._n_classes, self._n_classes), np.int64)
-        losses, weights = [], []
+        answers, truths, losses = [], [], []
         for image, labels in self._tiles:
             with autocast(device):
                 logits = class_logits(network(image.to(device.torch_device))).float().cpu()
             losses.append(float(segmentation_loss(logits, labels, "cross_entropy", config.class_balance)))
-            weights.append(int((labels > 0).sum()))
-            confusion += pixel_confusion(logits.argmax(1).numpy() + 1, labels.numpy(), self._n_classes)
-        return iou_from_confusion(confusion).mean, float(np.average(losses, weights=weights))
+            labelled = labels > 0
+            answers.append(logits.argmax(1)[labelled] + 1)
+            truths.append(labels[labelled])
+        iou = class_iou(torch.cat(answers).numpy(), torch.cat(truths).numpy(), self._n_classes)
+        return iou.mean, float(np.average(losses, weights=[len(part) for part in truths]))
 
 
 def _labelled_tiles(plane: LabelledPlane, geometry: Any, size: int) -> list[Tile]:
