@@ -1,0 +1,57 @@
+"""A simulated annotator: short strokes along the middle of what it knows to be there."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.morphology import skeletonize
+
+#: As a person with a small brush paints: 3 px wide, about 50 px long.
+BRUSH_PX = 3
+LENGTH_PX = 50
+
+
+def paint(truth: NDArray[np.uint8], n_each: int, random: np.random.Generator) -> NDArray[np.uint8]:
+    """Strokes on a class map.
+
+    Parameters
+    ----------
+    truth
+        YX; 1…K, 0 where nobody knows.
+    n_each
+        Strokes per class.
+    random
+        Where they begin.
+
+    Returns
+    -------
+    NDArray
+        YX uint8, 0 unlabelled. No stroke leaves its class.
+    """
+    labels = np.zeros(truth.shape, np.uint8)
+    for value in np.unique(truth[truth > 0]):
+        region = truth == value
+        # The middle of a padded mask: otherwise the image's border would count as the middle.
+        middle = skeletonize(region)
+        if not middle.any():
+            middle = region
+        for _ in range(n_each):
+            stroke = _stroke(middle, random)
+            brush = ndimage.binary_dilation(stroke, np.ones((BRUSH_PX, BRUSH_PX)))
+            labels[brush & region] = value
+    return labels
+
+
+def _stroke(middle: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.bool_]:
+    """The middle line within half a stroke's length, along the line, of a random pixel of it."""
+    row, column = random.choice(np.argwhere(middle))
+    reach = LENGTH_PX // 2
+    top, left = max(0, row - reach), max(0, column - reach)
+    window = middle[top : row + reach + 1, left : column + reach + 1]
+    seed = np.zeros_like(window)
+    seed[row - top, column - left] = True
+    stroke = np.zeros_like(middle)
+    stroke[top : row + reach + 1, left : column + reach + 1] = ndimage.binary_dilation(
+        seed, np.ones((3, 3)), iterations=reach, mask=window)
+    return stroke
