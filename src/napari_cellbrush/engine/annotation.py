@@ -432,20 +432,27 @@ def _choices(groups: _Groups, fraction: float, seed: int) -> list[NDArray[np.boo
 
 def _one_choice(groups: _Groups, order: NDArray[np.intp],
                 fraction: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Hold groups out in the given order until every class has its share, leaving each class enough to train on."""
-    total = np.maximum(groups.pixels.sum(axis=0), 1)
-    held = np.zeros(len(groups.pixels), bool)
-    share = np.zeros(len(total))
+    """Hold groups out in the given order while that brings the shares closer to the wanted ones.
+
+    Each class keeps enough groups to train on, and gets a first one however large it is.
+    """
+    shares = groups.safe_pixels / np.maximum(groups.pixels.sum(axis=0), 1)
+    held = np.zeros(len(shares), bool)
+    share = np.zeros(shares.shape[1])
     left = groups.strokes_per_class
+    present = left > 0
     for group in order:
         has = groups.pixels[group] > 0
-        wanted = (share < fraction) & (groups.safe_pixels[group] > 0)
-        if wanted.any() and (left[has] > _STROKES_TO_TRAIN_ON).all():
+        if (left[has] <= _STROKES_TO_TRAIN_ON).any():
+            continue
+        after = share + shares[group]
+        is_first = ((share == 0) & (after > 0)).any()
+        if is_first or np.abs(after - fraction)[present].sum() < np.abs(share - fraction)[present].sum():
             held[group] = True
-            share = share + groups.safe_pixels[group] / total
+            share = after
             left = left - has
-            if (share >= fraction)[left > 0].all():
-                break
+        if (share >= fraction)[present].all():
+            break
     return held, share
 
 
