@@ -1,0 +1,298 @@
+"""Between layers and arrays: axes, transforms, colours, what the view shows.
+
+An image layer may carry a channel axis; layers of labels have none. If channels come first, the labels simply lack
+the axis (napari aligns axes from the last one). If they stand between others, the labels keep an axis of length
+one there, stretched over all channels, so that both still lie on top of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from napari.layers import Image, Labels, Layer
+from napari.utils import Colormap, DirectLabelColormap
+from numpy.typing import NDArray
+
+from napari_cellbrush.config import ClassDefinition
+from napari_cellbrush.engine.axes import AXIS_NAMES, PixelSize, guess_axes
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError
+
+#: Where a layer's metadata say what this plugin knows about it.
+METADATA_KEY = "cellbrush"
+ANNOTATION_OPACITY = 0.75
+RESULT_OPACITY = 0.5
+#: Opacity of the background class in a result: enough to see what is segmented already.
+BACKGROUND_ALPHA = 0.25
+#: Labels of an image larger than this (bytes) are made as late as the system allows; napari needs one array.
+_COUNT_BLOCK_ROWS = 512
+
+Index = tuple[int, ...]
+Region = tuple[slice, slice]
+
+
+# ------------------------------------------------------------------------------------------------- images
+
+
+def full_resolution(layer: Layer) -> Any:
+    """The layer's array; of a pyramid, its finest level."""
+    return layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+
+
+def layer_axes(layer: Layer) -> str:
+    """The likeliest axes of a layer's array: named ones if they make sense, else guessed; empty if hopeless."""
+    shape, rgb = tuple(full_resolution(layer).shape), bool(getattr(layer, "rgb", False))
+    known = {name: letter for letter, name in AXIS_NAMES.items()} | {letter.lower(): letter for letter in AXIS_NAMES}
+    named = [known.get(str(label).lower(), "") for label in getattr(layer, "axis_labels", ())]
+    letters = "".join(named) + ("S" if rgb else "")
+    if all(named) and len(letters) == len(shape) == len(set(letters)) and {"Y", "X"} <= set(letters):
+        return letters
+    try:
+        return guess_axes(shape, rgb)
+    except ImageError:
+        return ""
+
+
+def planes_of(layer: Layer, axes: str) -> Planes:
+    """The layer's pixels for the engine; they are referred to, not copied."""
+    return Planes(full_resolution(layer), axes, layer.name)
+
+
+# ------------------------------------------------------------------------------- labels that lie on an image
+
+
+def labels_axes(image_axes: str) -> str:
+    """Axes of labels for an image: without samples, without channels if they come first."""
+    return image_axes.replace("S", "").removeprefix("C")
+
+
+def labels_shape(image_axes: str, image_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a labels layer for an image; a channel axis that stays has length one."""
+    sizes = dict(zip(image_axes, image_shape, strict=True)) | {"C": 1}
+    return tuple(int(sizes[letter]) for letter in labels_axes(image_axes))
+
+
+def in_engine_order(labels: NDArray[Any], axes: str) -> NDArray[Any]:
+    """A view of a labels layer's array with stack axes first, then Y and X; writing to it writes to the layer."""
+    order = [axes.index(letter) for letter in axes if letter in "TZ"] + [axes.index("Y"), axes.index("X")]
+    if "C" not in axes:
+        return labels.transpose(order)
+    position = axes.index("C")
+    return labels.squeeze(position).transpose([i - (i > position) for i in order])
+
+
+def in_layer_order(labels: NDArray[Any], axes: str) -> NDArray[Any]:
+    """The opposite of :func:`in_engine_order`."""
+    stack = [letter for letter in axes if letter in "TZ"]
+    have = [*stack, "Y", "X"]
+    ordered = labels.transpose([have.index(letter) for letter in axes if letter != "C"])
+    return np.expand_dims(ordered, axes.index("C")) if "C" in axes else ordered
+
+
+def placement(image: Layer, image_axes: str) -> dict[str, Any]:
+    """Where a labels layer must lie to cover an image: scale, translate, rotate, shear, affine and units."""
+    letters = image_axes.replace("S", "")
+    kept = [i for i, letter in enumerate(letters) if not (i == 0 and letter == "C")]
+    scale, translate = np.array(image.scale, float), np.array(image.translate, float)
+    if "C" in letters[1:]:
+        channel = letters.index("C")
+        n_channels = full_resolution(image).shape[channel]
+        translate[channel] += scale[channel] * (n_channels - 1) / 2
+        scale[channel] *= n_channels
+    affine = np.asarray(image.affine.affine_matrix)
+    return {
+        "scale": scale[kept],
+        "translate": translate[kept],
+        "rotate": np.asarray(image.rotate)[np.ix_(kept, kept)],
+        "shear": _shear_matrix(image)[np.ix_(kept, kept)],
+        "affine": affine[np.ix_([*kept, len(letters)], [*kept, len(letters)])],
+        "units": [image.units[i] for i in kept],
+    }
+
+
+def new_labels(image: Layer, image_axes: str, data: NDArray[Any], name: str, **look: Any) -> Labels:
+    """A labels layer that lies on an image; ``data`` is stack axes + YX."""
+    axes = labels_axes(image_axes)
+    return Labels(in_layer_order(data, axes), name=name, metadata={METADATA_KEY: {"axes": axes}},
+                  **placement(image, image_axes), **look)
+
+
+def new_probability(image: Layer, image_axes: str, name: str, color: str) -> Image:
+    """An additive image layer, float32 in [0, 1], that lies on an image."""
+    axes = labels_axes(image_axes)
+    data = np.zeros(labels_shape(image_axes, full_resolution(image).shape), np.float32)
+    return Image(data, name=name, metadata={METADATA_KEY: {"axes": axes}}, contrast_limits=(0, 1), blending="additive",
+                 colormap=Colormap([[0, 0, 0], color], name=f"to {color}"), **placement(image, image_axes))
+
+
+def cellbrush_note(layer: Layer) -> dict[str, Any]:
+    """What this plugin noted in the layer's metadata; changes are kept."""
+    note: dict[str, Any] = layer.metadata.setdefault(METADATA_KEY, {})
+    return note
+
+
+def mask_axes(layer: Layer) -> str:
+    """Axes of a layer's array as noted when it was made, else the likeliest."""
+    noted = cellbrush_note(layer).get("axes", "")
+    return noted if len(noted) == full_resolution(layer).ndim else layer_axes(layer)
+
+
+def without_channel(data: NDArray[Any], axes: str) -> tuple[NDArray[Any], str]:
+    """Labels without the axis of length one that stands for the channels."""
+    if "C" in axes and data.shape[axes.index("C")] == 1:
+        return data.squeeze(axes.index("C")), axes.replace("C", "")
+    return data, axes
+
+
+def _shear_matrix(layer: Layer) -> NDArray[Any]:
+    shear = np.asarray(layer.shear)
+    if shear.ndim == 2:
+        return shear
+    matrix = np.eye(layer.ndim)
+    matrix[np.triu_indices(layer.ndim, 1)] = shear
+    return matrix
+
+
+# ------------------------------------------------------------------------------------------------ pixel size
+
+
+def pixel_size(layer: Layer, axes: str) -> PixelSize:
+    """The size of a pixel in µm if the layer's units are lengths, else in the layer's own numbers."""
+    letters = axes.replace("S", "")
+    scale = {letter: abs(float(s)) for letter, s in zip(letters, layer.scale, strict=True)}
+    factors = {letter: _micrometres(unit) for letter, unit in zip(letters, layer.units, strict=True)}
+    metric = all(factors[letter] is not None for letter in "YX")
+    sizes = {k: scale[k] * ((factors[k] or 1.0) if metric else 1.0) for k in letters if k in "ZYX"}
+    return PixelSize(sizes["Y"], sizes["X"], sizes.get("Z"), "µm" if metric else "pixel")
+
+
+def _micrometres(unit: Any) -> float | None:
+    """How many µm a unit is; None if it is no length."""
+    try:
+        return float((1 * unit).to("micrometer").magnitude)
+    except Exception:  # whatever pint raises for pixels, and whatever stands there instead of a unit
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ the view
+
+
+def plane_index(layer: Layer, axes: str, point: Sequence[float]) -> Index:
+    """Which plane of a layer the viewer shows at a world point."""
+    position = layer.world_to_data(np.asarray(point)[-layer.ndim :])
+    letters, shape = axes.replace("S", ""), full_resolution(layer).shape
+    return tuple(min(max(round(float(position[i])), 0), shape[i] - 1)
+                 for i, letter in enumerate(letters) if letter in "TZ")
+
+
+def visible_region(layer: Layer, axes: str, displayed: Sequence[int]) -> Region | None:
+    """Rows and columns of a layer that the camera sees; None where the view does not show planes of the image.
+
+    Parameters
+    ----------
+    layer
+        The image.
+    axes
+        Its axes.
+    displayed
+        The layer's axes that the view shows.
+
+    Raises
+    ------
+    AnnotationError
+        If the image lies outside the view.
+    """
+    letters = axes.replace("S", "")
+    y, x = letters.index("Y"), letters.index("X")
+    if set(displayed) != {y, x}:
+        return None
+    corners = np.asarray(layer.corner_pixels, float)
+    if not corners.any():  # never drawn
+        return None
+    if getattr(layer, "multiscale", False):
+        corners = corners * layer.downsample_factors[layer.data_level]
+    shape = full_resolution(layer).shape
+    rows, columns = (slice(max(0, int(corners[0, i])), min(shape[i], int(np.ceil(corners[1, i])) + 1)) for i in (y, x))
+    if rows.stop - rows.start < 2 < shape[y] or columns.stop - columns.start < 2 < shape[x]:
+        raise AnnotationError(f"The image '{layer.name}' lies outside the view", "Move the view onto it, or choose "
+                              "another scope")
+    return rows, columns
+
+
+def centre_of(region: Region) -> tuple[float, float]:
+    """Row and column of a region's centre."""
+    rows, columns = region
+    return (rows.start + rows.stop) / 2, (columns.start + columns.stop) / 2
+
+
+# ------------------------------------------------------------------------------------------------- classes
+
+
+def class_colormap(classes: Iterable[ClassDefinition], background_alpha: float = 1.0) -> DirectLabelColormap:
+    """Colours of label values; 0 and unknown values are transparent."""
+    colors: dict[int | None, Any] = {None: "transparent", 0: "transparent"}
+    for value, definition in enumerate(classes, start=1):
+        alpha = background_alpha if definition.role == "background" else 1.0
+        red, green, blue = (int(definition.color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        colors[value] = np.array([red, green, blue, alpha])
+    return DirectLabelColormap(color_dict=colors)
+
+
+def class_features(classes: Sequence[ClassDefinition]) -> dict[str, list[Any]]:
+    """Names of label values, for napari's status bar."""
+    return {"index": list(range(len(classes) + 1)), "class": ["unlabelled", *(c.name for c in classes)]}
+
+
+def bind_class_keys(layer: Labels, n_classes: int) -> None:
+    """Digits choose a class and the brush, on this layer alone, instead of napari's tools."""
+    for digit in range(1, 10):
+        if digit <= n_classes:
+            layer.bind_key(str(digit), _select(digit), overwrite=True)
+        else:
+            layer.bind_key(str(digit), None, overwrite=True)
+
+
+def _select(value: int) -> Any:
+    def select(layer: Labels) -> None:
+        layer.selected_label = value
+        layer.mode = "paint"
+
+    return select
+
+
+def count_labels(plane: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
+    """Pixels of each class in labels of any shape; block by block, so that little memory is touched."""
+    counts = np.zeros(n_classes, np.int64)
+    for start in range(0, len(plane), _COUNT_BLOCK_ROWS):
+        block = plane[start : start + _COUNT_BLOCK_ROWS]
+        counts += [np.count_nonzero(block == value) for value in range(1, n_classes + 1)]
+    return counts
+
+
+def without_class(labels: NDArray[np.uint8], value: int) -> NDArray[np.uint8]:
+    """A copy in which one class is unlabelled and those after it are one lower."""
+    table = np.arange(256, dtype=np.uint8)
+    table[value] = 0
+    table[value + 1 :] -= 1
+    return table[labels]
+
+
+def labels_as_annotation(source: Labels, image_axes: str, image_shape: Sequence[int]) -> NDArray[Any]:
+    """A copy of a labels layer's array, stack axes + YX, as an annotation of an image.
+
+    Raises
+    ------
+    CellbrushError
+        If the shapes do not fit.
+    """
+    data = np.asarray(full_resolution(source))
+    shape = labels_shape(image_axes, image_shape)
+    axes = labels_axes(image_axes)
+    if data.shape == shape:
+        return np.array(in_engine_order(data, axes))
+    if data.shape == tuple(n for n, letter in zip(shape, axes, strict=True) if letter != "C"):
+        return np.array(in_engine_order(data, axes.replace("C", "")))
+    raise CellbrushError(f"The labels '{source.name}' have the shape {data.shape}, the image needs {shape}",
+                         "Choose labels of the same image, without an axis for channels")

@@ -1,0 +1,311 @@
+"""What jobs do: generators that join parts of the engine, run in a worker's thread.
+
+Tasks hold copies of what a person may change meanwhile (strokes, earlier masks) and refer to image arrays; they
+hold no layer. The engine is imported inside the functions, because torch takes seconds that a window does not have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_cellbrush.config import ClassDefinition, DeviceName, InferenceConfig, OutputKind, TrainingConfig
+from napari_cellbrush.engine.axes import PixelSize
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.errors import CellbrushError, ModelFileError
+from napari_cellbrush.events import InferenceEvent, StopToken, TileSegmented, TrainingEvent
+from napari_cellbrush.session import SCRATCH
+
+if TYPE_CHECKING:
+    from napari_cellbrush.engine.device import Device
+    from napari_cellbrush.engine.model import Model
+    from napari_cellbrush.engine.model_file import ModelEntry
+    from napari_cellbrush.engine.training import TrainingResult
+
+
+# ------------------------------------------------------------------------------------------------- look around
+
+
+@dataclass(frozen=True)
+class LibraryFound:
+    """The models there are, and a sentence for each file that is none."""
+
+    models: tuple[ModelEntry, ...]
+    default_base: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DeviceFound:
+    """The device that runs will use, in words."""
+
+    text: str
+    note: str
+
+
+def look_around(device_name: DeviceName, stop: StopToken) -> Generator[LibraryFound | DeviceFound, None, None]:
+    """Read the library, then try the device; the first call in a process loads torch."""
+    _load_torch()
+    from napari_cellbrush.engine.device import choose_device
+    from napari_cellbrush.engine.model_file import DEFAULT_BASE, scan_models
+
+    models, errors = scan_models()
+    yield LibraryFound(tuple(models), DEFAULT_BASE, tuple(str(error) for error in errors))
+    if stop.stopped:
+        return
+    try:
+        device = choose_device(device_name)
+    except CellbrushError as error:
+        yield DeviceFound("No device", str(error))
+        return
+    yield DeviceFound(device.description, device.fallback_reason)
+
+
+# --------------------------------------------------------------------------------------------------- fine-tune
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingTask:
+    """Everything a training needs."""
+
+    base: str
+    images: tuple[Planes, ...]
+    #: Stack axes + YX uint8 per image, copies.
+    labels: tuple[NDArray[np.uint8], ...]
+    classes: tuple[ClassDefinition, ...]
+    config: TrainingConfig
+    device_name: DeviceName
+    #: For the new model; the library adds a number where it is taken.
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What a training gave."""
+
+    #: In the library; empty if it could not be saved.
+    name: str
+    result: TrainingResult
+    save_problem: str = ""
+
+
+def fine_tune(task: TrainingTask, stop: StopToken) -> Generator[TrainingEvent, None, Tuned]:
+    """Train on strokes and put the model into the library."""
+    _load_torch()
+    from napari_cellbrush.engine.device import choose_device
+    from napari_cellbrush.engine.model_file import find_model, read_model
+    from napari_cellbrush.engine.training import scratch_model, train
+
+    if task.base == SCRATCH:
+        base = scratch_model(task.classes, task.images[0].n_channels, task.config)
+    else:
+        base = read_model(find_model(task.base))
+    result = yield from train(base, task.images, task.labels, task.config, classes=task.classes,
+                              device=choose_device(task.device_name), stop=stop, name=task.name)
+    try:
+        return Tuned(_add_to_library(result.model, task.name), result)
+    except ModelFileError as error:
+        # A full disk must not cost the training: the model stays in memory until it could be saved.
+        return Tuned("", result, str(error))
+
+
+def save_again(tuned: Tuned, name: str, stop: StopToken) -> Generator[None, None, Tuned]:
+    """Put a model into the library that could not be saved before."""
+    yield
+    return Tuned(_add_to_library(tuned.result.model, name), tuned.result)
+
+
+def _add_to_library(model: Model, name: str) -> str:
+    from napari_cellbrush.engine.model_file import add_to_library
+
+    return add_to_library(model, name).stem
+
+
+# ----------------------------------------------------------------------------------------------------- segment
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationTarget:
+    """One image to segment, or a part of it."""
+
+    planes: Planes
+    #: The planes to segment; None for all.
+    indices: tuple[tuple[int, ...], ...] | None = None
+    region: tuple[slice, slice] | None = None
+    centre: tuple[float, float] | None = None
+    #: Earlier results, stack axes + YX, copies; only looked at where objects are wanted and the model is the same.
+    earlier_classes: NDArray[np.uint8] | None = None
+    earlier_objects: NDArray[Any] | None = None
+    #: Hash of the model that made them.
+    earlier_model: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationTask:
+    """Everything a segmentation needs."""
+
+    model: str
+    targets: tuple[SegmentationTarget, ...]
+    output: OutputKind
+    config: InferenceConfig
+    device_name: DeviceName
+
+
+@dataclass(frozen=True)
+class TargetStarted:
+    """The next image begins."""
+
+    target: int
+    #: What makes the mask; see :func:`napari_cellbrush.export.provenance.mask_provenance`.
+    provenance: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TargetEvent:
+    """Something happened on an image."""
+
+    target: int
+    event: InferenceEvent
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectsNumbered:
+    """The objects of an image: stack axes + YX, 0 background, ids from 1."""
+
+    target: int
+    ids: NDArray[Any]
+
+
+SegmentationEvent = TargetStarted | TargetEvent | ObjectsNumbered
+
+
+def segment(task: SegmentationTask, stop: StopToken) -> Generator[SegmentationEvent, None, None]:
+    """Segment images one after the other, tile by tile."""
+    _load_torch()
+    from napari_cellbrush.engine.device import choose_device
+    from napari_cellbrush.engine.model_file import find_model, read_model
+    from napari_cellbrush.export.provenance import mask_provenance
+
+    model = read_model(find_model(task.model))
+    device = choose_device(task.device_name)
+    for number, target in enumerate(task.targets):
+        provenance = mask_provenance(model, output=task.output, config=task.config, image_name=target.planes.name)
+        yield TargetStarted(number, provenance)
+        yield from _segment_target(number, target, task, model, device, stop)
+        if stop.stopped:
+            return
+
+
+def _segment_target(number: int, target: SegmentationTarget, task: SegmentationTask, model: Model, device: Device,
+                    stop: StopToken) -> Generator[SegmentationEvent, None, None]:
+    from napari_cellbrush.engine.inference import segment_planes
+
+    same = target.earlier_classes is not None and target.earlier_model == model.weights_hash
+    classes = None
+    if task.output == "objects":
+        classes = target.earlier_classes if same else np.zeros(target.planes.spatial_shape, np.uint8)
+    for event in segment_planes(model, target.planes, config=task.config, device=device, indices=target.indices,
+                                region=target.region, centre=target.centre, stop=stop):
+        if classes is not None and isinstance(event, TileSegmented):
+            classes[(*event.plane, event.rows, event.columns)] = event.classes
+        yield TargetEvent(number, event)
+    if classes is not None:
+        earlier = target.earlier_objects if same else None
+        ids = number_objects(classes, model.card.classes, task.config.min_object_px, target.indices, earlier)
+        yield ObjectsNumbered(number, ids)
+
+
+def number_objects(
+    classes: NDArray[np.uint8],
+    definitions: Sequence[ClassDefinition],
+    min_object_px: int,
+    indices: Sequence[tuple[int, ...]] | None,
+    earlier: NDArray[Any] | None,
+) -> NDArray[Any]:
+    """Objects of a whole class map, or of some planes next to those numbered earlier on the others.
+
+    Parameters
+    ----------
+    classes
+        Stack axes + YX uint8.
+    definitions, min_object_px
+        See :func:`napari_cellbrush.engine.objects.objects_from_classes`.
+    indices
+        The planes to number; all if None.
+    earlier
+        Ids of the other planes, like ``classes``; they stay.
+
+    Returns
+    -------
+    NDArray
+        Like ``classes``, uint16 or uint32; no id on two planes.
+    """
+    from napari_cellbrush.engine.objects import objects_from_classes
+
+    if indices is None or earlier is None:
+        return objects_from_classes(classes, definitions, min_object_px)
+    ids = earlier.astype(np.uint32)
+    for index in indices:
+        ids[index] = 0
+    highest = int(ids.max())
+    for index in indices:
+        plane = objects_from_classes(classes[index], definitions, min_object_px)
+        ids[index] = np.where(plane > 0, plane.astype(np.uint32) + highest, 0)
+        highest += int(plane.max())
+    return ids.astype(np.uint16) if highest <= np.iinfo(np.uint16).max else ids
+
+
+# ------------------------------------------------------------------------------------------------------ export
+
+
+@dataclass(frozen=True, eq=False)
+class ExportTask:
+    """Everything an export needs; ``mask`` is a copy."""
+
+    path: Path
+    mask: NDArray[Any]
+    axes: str
+    pixel_size: PixelSize
+    provenance: dict[str, Any]
+    overwrite: bool
+    compress: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, as it can be read back."""
+
+    path: Path
+    kind: str
+    dtype: str
+    #: The largest id; None for probabilities.
+    highest: int | None
+
+
+def export(task: ExportTask, stop: StopToken) -> Generator[None, None, Exported]:
+    """Write a mask and say what became of it."""
+    import tifffile
+
+    from napari_cellbrush.export.mask_tiff import save_mask
+
+    yield
+    path = save_mask(task.path, task.mask, axes=task.axes, pixel_size=task.pixel_size, provenance=task.provenance,
+                     overwrite=task.overwrite, compress=task.compress)
+    with tifffile.TiffFile(path) as tiff:
+        kind = "ImageJ TIFF" if tiff.is_imagej else "OME-TIFF"
+        dtype = str(tiff.series[0].dtype)
+    highest = int(task.mask.max()) if task.mask.dtype.kind in "bui" else None
+    return Exported(path, kind, dtype, highest)
+
+
+def _load_torch() -> None:
+    import torch
+
+    # With all cores painting stutters (measured); the number counts for the calling thread.
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))

@@ -1,0 +1,237 @@
+"""The only user of threads: runs a generator of the engine beside the window and hands over what it yields.
+
+The thread holds no Qt object and no layer, and the window never waits for it: events travel through a short queue
+(a full one makes the thread wait) that a timer of the window empties. Every job ends in exactly one of finished,
+stopped and failed, whatever the generator raises: a RuntimeError, as most of torch's errors are, is no exception.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_cellbrush.errors import CellbrushError, DeviceError, OutOfMemory
+from napari_cellbrush.events import StopToken
+
+#: What a job does, given the token that stops it: yields events, returns its result.
+Work = Callable[[StopToken], Generator[Any, None, Any]]
+
+#: Milliseconds between two looks into the queue; layers are repainted at most this often.
+DRAIN_MS = 100
+#: Events that may wait; the thread pauses when the window is slower than it is.
+QUEUE_LENGTH = 32
+#: Milliseconds of one look that may go into handling events, so that painting stays fluent.
+DRAIN_BUDGET_MS = 40
+#: Seconds that a closing window waits for its threads.
+CLOSING_S = 2.5
+
+_log = logging.getLogger(__name__)
+#: Two trainings at once would be slower than one after the other, and some devices crash.
+_device_turn = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    result: Any = None
+    error: CellbrushError | None = None
+
+
+class WorkThread:
+    """The thread's side of a job; plain Python, so it may outlive every window."""
+
+    def __init__(self, work: Work, doing: str, exclusive: bool) -> None:
+        self.stop = StopToken()
+        self.outcome: _Outcome | None = None
+        self._events: queue.Queue[Any] = queue.Queue(QUEUE_LENGTH)
+        self._work = work
+        self._doing = doing
+        self._exclusive = exclusive
+        self._abandoned = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"cellbrush: {doing}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def take(self) -> list[Any]:
+        """Everything that waits now."""
+        events = []
+        while True:
+            try:
+                events.append(self._events.get_nowait())
+            except queue.Empty:
+                return events
+
+    def abandon(self) -> None:
+        """Nobody listens any more: stop soon, drop what is left."""
+        self.stop.stop()
+        self._abandoned.set()
+
+    def join(self, seconds: float) -> bool:
+        """Wait; whether it has ended."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.outcome = _Outcome(result=self._exhaust())
+        except CellbrushError as error:
+            _log.info("Ended while %s", self._doing, exc_info=True)
+            self.outcome = _Outcome(error=_freed(error))
+        except BaseException as error:  # nobody above in this thread could tell the person
+            _log.exception("Unexpected error while %s", self._doing)
+            self.outcome = _Outcome(error=_in_words(_freed(error), self._doing))
+
+    def _exhaust(self) -> Any:
+        # What the work holds on to (images, a model) must go when it ends, not when the job is forgotten.
+        work, self._work = self._work, _nothing
+        if not self._exclusive:
+            return self._drive(work)
+        while not _device_turn.acquire(timeout=0.1):
+            if self.stop.stopped:
+                return None
+        try:
+            return self._drive(work)
+        finally:
+            _device_turn.release()
+
+    def _drive(self, work: Work) -> Any:
+        generator = work(self.stop)
+        try:
+            while not self._abandoned.is_set():
+                self._post(next(generator))
+        except StopIteration as end:
+            return end.value
+        finally:
+            generator.close()
+        return None
+
+    def _post(self, event: Any) -> None:
+        while not self._abandoned.is_set():
+            try:
+                self._events.put(event, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+
+class Job(QObject):
+    """A generator that runs in its own thread.
+
+    Parameters
+    ----------
+    work
+        Called in the thread with a :class:`~napari_cellbrush.events.StopToken`.
+    doing
+        What it does, for messages: "fine-tuning".
+    exclusive
+        Whether it computes on the device, which only one job at a time may do.
+    parent
+        Qt parent; a job dies with it.
+    """
+
+    #: One event of the generator.
+    received = Signal(object)
+    #: A group of events was received: time to repaint.
+    drained = Signal()
+    #: The generator ran to its end, and what it returned.
+    finished = Signal(object)
+    #: It ended because :meth:`stop` was called, and what it returned nevertheless.
+    stopped = Signal(object)
+    #: It raised; a :class:`~napari_cellbrush.errors.CellbrushError` with a sentence for the person.
+    failed = Signal(object)
+
+    def __init__(self, work: Work, doing: str, *, exclusive: bool = False, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.thread_side = WorkThread(work, doing, exclusive)
+        self._waiting: list[Any] = []
+        self._timer = QTimer(self)
+        self._timer.setInterval(DRAIN_MS)
+        self._timer.timeout.connect(self._drain)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.thread_side.start()
+        self._timer.start()
+
+    def stop(self) -> None:
+        """Ask the generator to end with what it has."""
+        self.thread_side.stop.stop()
+
+    def close(self) -> None:
+        """End without any further signal."""
+        self._timer.stop()
+        self.thread_side.abandon()
+
+    def _drain(self) -> None:
+        # In this order: once there is an outcome, nothing more can enter the queue.
+        outcome = self.thread_side.outcome
+        self._waiting += self.thread_side.take()
+        began = time.perf_counter()
+        n_handled = 0
+        for event in self._waiting:
+            self.received.emit(event)
+            n_handled += 1
+            late = 1000 * (time.perf_counter() - began) > DRAIN_BUDGET_MS
+            if late or not self._timer.isActive():
+                break
+        del self._waiting[:n_handled]
+        if n_handled:
+            self.drained.emit()
+        if outcome is not None and not self._waiting and self._timer.isActive():
+            self._timer.stop()
+            self._end(outcome)
+
+    def _end(self, outcome: _Outcome) -> None:
+        if outcome.error is not None:
+            self.failed.emit(outcome.error)
+        elif self.thread_side.stop.stopped:
+            self.stopped.emit(outcome.result)
+        else:
+            self.finished.emit(outcome.result)
+        self.deleteLater()
+
+
+def close_all(threads: list[WorkThread]) -> None:
+    """End threads whose window is gone, waiting for all of them together no longer than :data:`CLOSING_S`."""
+    for thread in threads:
+        thread.abandon()
+    deadline = time.monotonic() + CLOSING_S
+    for thread in threads:
+        if not thread.join(max(0.0, deadline - time.monotonic())):
+            _log.warning("A thread was still computing when its window closed")
+    threads.clear()
+
+
+def _nothing(stop: StopToken) -> Generator[Any, None, None]:
+    yield from ()
+
+
+def _freed(error: BaseException) -> Any:
+    """The error without the local variables of its frames, which would keep tensors alive on the device."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def _in_words(error: BaseException, doing: str) -> CellbrushError:
+    detail = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, MemoryError) or "out of memory" in detail.lower():
+        return OutOfMemory(f"The memory ran out while {doing}", "Close other programs, choose a smaller input or tile "
+                           "size in the advanced settings, or choose the CPU as device")
+    if isinstance(error, ImportError | OSError) and "torch" in str(error).lower():
+        return DeviceError(f"PyTorch could not be loaded: {detail}", "Install it again: pip install --force-reinstall "
+                           "torch")
+    kind = type(error).__name__
+    return CellbrushError(f"Something unexpected went wrong while {doing} ({kind}{': ' if detail else ''}{detail})",
+                          "Nothing of yours is lost, try again; if it comes back, report it with the log")

@@ -1,0 +1,453 @@
+"""What a person is working on: images, classes, annotations, models, runs.
+
+One :class:`Session` belongs to one viewer. Docks show it and call it; the layers that it means are known to the
+floor above by the same keys. It knows no Qt, no napari and no pixel, and every change is announced by a signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
+
+from psygnal import Signal
+
+from napari_cellbrush.config import (
+    CLASS_COLORS,
+    DEFAULT_CLASSES,
+    ClassDefinition,
+    ClassRole,
+    DeviceName,
+    InferenceConfig,
+    TrainingConfig,
+)
+from napari_cellbrush.engine.axes import AXIS_NAMES, check_axes
+from napari_cellbrush.errors import ConfigError
+from napari_cellbrush.events import TrainingEvent, TrainingStarted
+
+if TYPE_CHECKING:
+    from napari_cellbrush.engine.model_file import ModelEntry
+
+Scope = Literal["view", "slice", "layer", "all"]
+NoticeKind = Literal["info", "success", "warning", "error"]
+
+#: The base that is no model: random weights. No file can be called so, because names of files are not empty.
+SCRATCH = ""
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """An image that can be worked on."""
+
+    key: str
+    name: str
+    shape: tuple[int, ...]
+    #: One letter of TCZYXS per axis of ``shape``; empty where nobody could tell.
+    axes: str
+
+
+@dataclass(frozen=True)
+class MaskEntry:
+    """A layer with something to export, or labels to start from."""
+
+    key: str
+    name: str
+    shape: tuple[int, ...]
+    #: Whether it holds whole numbers (labels) rather than probabilities.
+    labels: bool
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A sentence for the person."""
+
+    text: str = ""
+    kind: NoticeKind = "info"
+
+
+class Phase(Enum):
+    """Where a run stands."""
+
+    IDLE = "idle"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class Run:
+    """One kind of work: whether it is under way, how far it is, and how the last one ended."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        self.phase = Phase.IDLE
+        self.done = 0
+        self.total = 0
+        self.seconds_left: float | None = None
+        self.notice = Notice()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is under way."""
+        return self.phase is not Phase.IDLE
+
+    def begin(self, text: str) -> None:
+        """It starts; how long it takes is not known yet."""
+        self.phase, self.done, self.total, self.seconds_left = Phase.RUNNING, 0, 0, None
+        self.say(text)
+
+    def advance(self, done: int, total: int, seconds_left: float | None, text: str = "") -> None:
+        """It got on; an empty text keeps the present one."""
+        self.done, self.total, self.seconds_left = done, total, seconds_left
+        self.say(text or self.notice.text, self.notice.kind)
+
+    def stopping(self) -> None:
+        """Somebody asked it to stop."""
+        if self.phase is Phase.RUNNING:
+            self.phase = Phase.STOPPING
+            self.say("Stopping…")
+
+    def end(self, text: str, kind: NoticeKind = "info") -> None:
+        """It is over; the sentence stays until the next one."""
+        self.phase = Phase.IDLE
+        self.say(text, kind)
+
+    def say(self, text: str, kind: NoticeKind = "info") -> None:
+        """Show a sentence."""
+        self.notice = Notice(text, kind)
+        self.changed.emit()
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """What came out of the last fine-tuning."""
+
+    name: str
+    #: False where the base scored better on the held-out strokes.
+    improved: bool
+    base_score: float | None
+    score: float | None
+    no_score_reason: str
+    stopped: bool
+    n_steps: int
+    #: The model that was chosen before; where "revert" goes back to.
+    previous: str
+
+
+class Session:
+    """The state of one viewer's work.
+
+    Attributes
+    ----------
+    images, masks
+        What there is to work on, in the order of the viewer's list.
+    classes
+        Class number k has label value k + 1.
+    base
+        Name of the model that fine-tuning starts from, or :data:`SCRATCH`.
+    model
+        Name of the model that segments; empty where there is none yet.
+    models
+        The library; None until somebody looked.
+    device_text, device_note
+        One line about the device; why no faster one is used, if there is anything to say.
+    """
+
+    images_changed = Signal()
+    image_chosen = Signal()
+    classes_changed = Signal()
+    class_chosen = Signal()
+    annotations_changed = Signal()
+    painted_changed = Signal()
+    models_changed = Signal()
+    device_changed = Signal()
+    training_event = Signal(object)
+    training_forgotten = Signal()
+
+    def __init__(self) -> None:
+        self.images: tuple[ImageEntry, ...] = ()
+        self.masks: tuple[MaskEntry, ...] = ()
+        self.image: ImageEntry | None = None
+        self.classes: tuple[ClassDefinition, ...] = DEFAULT_CLASSES
+        self.current_class = 0
+        self._axes: dict[str, str] = {}
+        self._annotations: dict[str, str] = {}
+        self._painted: dict[str, tuple[int, ...]] = {}
+
+        self.models: tuple[ModelEntry, ...] | None = None
+        self.base = SCRATCH
+        self.model = ""
+        self.tuned: TunedModel | None = None
+        self.device_name: DeviceName = "auto"
+        self.device_text = ""
+        self.device_note = ""
+
+        self.training_config = TrainingConfig()
+        self.inference_config = InferenceConfig()
+        self.training = Run()
+        self.segmentation = Run()
+        self.export = Run()
+        self.training_events: list[TrainingEvent] = []
+
+    # ------------------------------------------------------------------------------------------ images
+
+    def set_layers(self, images: Iterable[ImageEntry], masks: Iterable[MaskEntry]) -> None:
+        """Tell what layers there are now; the chosen image stays chosen while it exists."""
+        entries = tuple(replace(image, axes=self._axes.get(image.key, image.axes)) for image in images)
+        masks = tuple(masks)
+        if (entries, masks) == (self.images, self.masks):
+            return
+        self.images, self.masks = entries, masks
+        self._forget_lost_layers()
+        chosen = self.image.key if self.image else ""
+        found = [image for image in entries if image.key == chosen] or list(entries[-1:])
+        before, self.image = self.image, found[0] if found else None
+        self.images_changed.emit()
+        if before != self.image:
+            self.image_chosen.emit()
+
+    def choose_image(self, key: str) -> None:
+        """Work on another image."""
+        found = self.find_image(key)
+        if found is not None and found != self.image:
+            self.image = found
+            self.image_chosen.emit()
+
+    def find_image(self, key: str) -> ImageEntry | None:
+        """The image with this key, if it still exists."""
+        return next((image for image in self.images if image.key == key), None)
+
+    def set_axes(self, key: str, axes: str) -> None:
+        """Say what the axes of an image mean.
+
+        Raises
+        ------
+        ImageError
+            If the letters do not fit the image's shape.
+        """
+        image = self.find_image(key)
+        if image is not None:
+            self._axes[key] = check_axes(axes, image.shape)
+            self.set_layers(self.images, self.masks)
+
+    def _forget_lost_layers(self) -> None:
+        images, labels = {i.key for i in self.images}, {m.key for m in self.masks if m.labels}
+        lost = {i for i, annotation in self._annotations.items() if i not in images or annotation not in labels}
+        for image in lost:
+            del self._annotations[image]
+            self._painted.pop(image, None)
+        if lost:
+            self.annotations_changed.emit()
+            self.painted_changed.emit()
+
+    # ------------------------------------------------------------------------------------- annotation
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """The annotation layer's key for each image that has one."""
+        return dict(self._annotations)
+
+    def annotation_of(self, image_key: str) -> str | None:
+        """The key of an image's annotation layer."""
+        return self._annotations.get(image_key)
+
+    def set_annotation(self, image_key: str, annotation_key: str) -> None:
+        """Say which layer holds the strokes of an image."""
+        self._annotations[image_key] = annotation_key
+        self._painted[image_key] = (0,) * len(self.classes)
+        self.annotations_changed.emit()
+        self.painted_changed.emit()
+
+    def set_painted(self, image_key: str, pixels_per_class: Sequence[int]) -> None:
+        """Tell how many pixels of each class are painted on an image."""
+        counts = tuple(pixels_per_class)
+        if image_key in self._annotations and self._painted.get(image_key) != counts:
+            self._painted[image_key] = counts
+            self.painted_changed.emit()
+
+    @property
+    def painted(self) -> tuple[int, ...]:
+        """Painted pixels of each class, over all images."""
+        counts = list(self._painted.values())
+        return tuple(sum(c[k] for c in counts if k < len(c)) for k in range(len(self.classes)))
+
+    def painted_images(self) -> tuple[str, ...]:
+        """Keys of the images with at least one painted pixel."""
+        return tuple(image.key for image in self.images if any(self._painted.get(image.key, ())))
+
+    # ---------------------------------------------------------------------------------------- classes
+
+    def choose_class(self, position: int) -> None:
+        """Paint with another class."""
+        position = min(max(position, 0), len(self.classes) - 1)
+        if position != self.current_class:
+            self.current_class = position
+            self.class_chosen.emit()
+
+    def set_classes(self, classes: Iterable[ClassDefinition]) -> None:
+        """Use other classes.
+
+        Raises
+        ------
+        ConfigError
+            If there are fewer than two or more than 255, or two with one name.
+        """
+        classes = tuple(classes)
+        names = [definition.name.strip() for definition in classes]
+        if len({name.casefold() for name in names}) != len(names):
+            raise ConfigError("Two classes have the same name", "Give each class its own name")
+        if not 2 <= len(classes) <= 255:
+            raise ConfigError(f"There would be {len(classes)} classes, need 2 to 255",
+                              "Keep background and at least one other class")
+        if classes != self.classes:
+            self.classes = classes
+            self.classes_changed.emit()
+            self.choose_class(self.current_class)
+            self.painted_changed.emit()
+
+    def add_class(self) -> None:
+        """Add a class with a free name and colour."""
+        names = {definition.name.casefold() for definition in self.classes}
+        number = next(n for n in range(len(self.classes), 1000) if f"class {n}" not in names)
+        used = {definition.color for definition in self.classes}
+        free = [color for color in CLASS_COLORS if color not in used] or [CLASS_COLORS[len(names) % len(CLASS_COLORS)]]
+        self.set_classes((*self.classes, ClassDefinition(name=f"class {number}", color=free[0])))
+
+    def change_class(self, position: int, *, name: str | None = None, color: str | None = None,
+                     role: ClassRole | None = None) -> None:
+        """Rename or recolour a class, or say what it counts as.
+
+        Raises
+        ------
+        ConfigError
+            If the name is empty, too long or taken.
+        """
+        changes = {"name": name.strip() if name is not None else None, "color": color, "role": role}
+        changed = self.classes[position].replace(**{k: v for k, v in changes.items() if v is not None})
+        self.set_classes((*self.classes[:position], changed, *self.classes[position + 1 :]))
+
+    def remove_class(self, position: int) -> None:
+        """Take a class out; those after it move one label value down (the floor above renumbers the strokes).
+
+        Raises
+        ------
+        ConfigError
+            If fewer than two would be left.
+        """
+        left = (*self.classes[:position], *self.classes[position + 1 :])
+        if len(left) >= 2:
+            self._painted = {image: counts[:position] + counts[position + 1 :]
+                             for image, counts in self._painted.items()}
+        self.set_classes(left)
+
+    # ----------------------------------------------------------------------------------------- models
+
+    def set_models(self, models: Sequence[ModelEntry], default_base: str = "") -> None:
+        """Tell what is in the library; choices stay while they exist."""
+        first = self.models is None
+        self.models = tuple(models)
+        names = [entry.name for entry in models]
+        default = default_base if default_base in names else ""
+        if first or (self.base != SCRATCH and self.base not in names):
+            self.base = default or SCRATCH
+        if self.model not in names:
+            self.model = default or (names[0] if names else "")
+        self.models_changed.emit()
+
+    def choose_base(self, name: str) -> None:
+        """Start fine-tuning from another model. Nothing painted yet: one's own model brings its classes along."""
+        if name == self.base:
+            return
+        self.base = name
+        entry = self.find_model(name)
+        if entry is not None and not entry.bundled and not any(self.painted):
+            self.set_classes(entry.card.classes)
+        self.models_changed.emit()
+
+    def choose_model(self, name: str) -> None:
+        """Segment with another model."""
+        if name != self.model:
+            self.model = name
+            self.models_changed.emit()
+
+    def find_model(self, name: str) -> ModelEntry | None:
+        """The library's model of this name."""
+        return next((entry for entry in self.models or () if entry.name == name), None)
+
+    @property
+    def previous_model(self) -> str:
+        """What :meth:`revert` would go back to; empty if the tuned model is not in use or there was none before."""
+        tuned = self.tuned
+        if tuned is None or self.model != tuned.name or self.find_model(tuned.previous) is None:
+            return ""
+        return tuned.previous
+
+    def revert(self) -> None:
+        """Segment with the model chosen before the last fine-tuning; the tuned one stays in the library."""
+        if self.previous_model:
+            self.choose_model(self.previous_model)
+
+    # ------------------------------------------------------------------------------------------- runs
+
+    def add_training_event(self, event: TrainingEvent) -> None:
+        """Remember an event of the present training, so that a dock opened later can show it too."""
+        if isinstance(event, TrainingStarted):
+            self.forget_training()
+        self.training_events.append(event)
+        self.training_event.emit(event)
+
+    def forget_training(self) -> None:
+        """A new training begins: clear the curve and the scores of the last one."""
+        self.training_events.clear()
+        self.tuned = None
+        self.training_forgotten.emit()
+
+    def finish_training(self, tuned: TunedModel) -> None:
+        """A training gave a model: use it, unless the base is better."""
+        self.tuned = tuned
+        if tuned.improved:
+            self.model = tuned.name
+        self.models_changed.emit()
+
+    def why_not_train(self) -> str:
+        """Why fine-tuning cannot start, as a sentence; empty if it can."""
+        painted = [c.name for c, n in zip(self.classes, self.painted, strict=True) if n]
+        if not self.images:
+            return "Open an image first."
+        if not self._annotations:
+            return "Make an annotation first (Annotate, New annotation)."
+        if len(painted) < 2:
+            return f"Paint at least two classes (so far: {painted[0] if painted else 'none'})."
+        if self.models is None:
+            return self.device_note or "Looking for models…"
+        return self._why_busy(self.segmentation, "the segmentation")
+
+    def why_not_segment(self) -> str:
+        """Why segmentation cannot start, as a sentence; empty if it can."""
+        if self.image is None:
+            return "Open an image first."
+        if not self.image.axes:
+            return f"Say what the axes of '{self.image.name}' mean (Annotate, Axes)."
+        if self.models is None:
+            return self.device_note or "Looking for models…"
+        if not self.model:
+            return "There is no model yet: paint and fine-tune one first."
+        return self._why_busy(self.training, "fine-tuning")
+
+    @staticmethod
+    def _why_busy(run: Run, what: str) -> str:
+        return f"Wait until {what} has ended." if run.busy else ""
+
+
+def axes_in_words(axes: str) -> str:
+    """For example "depth, row, column" for ZYX."""
+    return ", ".join(AXIS_NAMES[letter] for letter in axes)
+
+
+def duration_in_words(seconds: float) -> str:
+    """For example "45 s", "3 min" or "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
