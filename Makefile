@@ -32,7 +32,7 @@ docs: .venv/ready-docs
 
 benchmarks: .venv/ready-benchmarks
 	@echo "Each of these prints a table; docs/benchmarks.md says what it means:"
-	@for script in benchmarks/*.py; do echo "  $(BIN)/python $$script"; done
+	@for script in $$(grep -l "^def main" benchmarks/*.py); do echo "  $(BIN)/python $$script"; done
 
 # From an environment that holds exactly what the extras bring; a local tag such as +cpu is no version of its own.
 constraints: .venv/ready-dev .venv/ready-docs .venv/ready-benchmarks
