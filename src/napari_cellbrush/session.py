@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from psygnal import Signal
 
@@ -20,6 +20,7 @@ from napari_cellbrush.config import (
     ClassRole,
     DeviceName,
     InferenceConfig,
+    OutputKind,
     TrainingConfig,
 )
 from napari_cellbrush.engine.axes import AXIS_NAMES, check_axes
@@ -81,9 +82,11 @@ class Run:
 
     def __init__(self) -> None:
         self.phase = Phase.IDLE
-        self.done = 0
-        self.total = 0
+        #: In [0, 1]; None while nobody knows.
+        self.fraction: float | None = None
         self.seconds_left: float | None = None
+        #: For example "tile 3 of 36".
+        self.count = ""
         self.notice = Notice()
 
     @property
@@ -93,13 +96,13 @@ class Run:
 
     def begin(self, text: str) -> None:
         """It starts; how long it takes is not known yet."""
-        self.phase, self.done, self.total, self.seconds_left = Phase.RUNNING, 0, 0, None
+        self.phase, self.fraction, self.seconds_left, self.count = Phase.RUNNING, None, None, ""
         self.say(text)
 
-    def advance(self, done: int, total: int, seconds_left: float | None, text: str = "") -> None:
-        """It got on; an empty text keeps the present one."""
-        self.done, self.total, self.seconds_left = done, total, seconds_left
-        self.say(text or self.notice.text, self.notice.kind)
+    def advance(self, fraction: float, seconds_left: float, count: str) -> None:
+        """It got on."""
+        self.fraction, self.seconds_left, self.count = fraction, seconds_left, count
+        self.changed.emit()
 
     def stopping(self) -> None:
         """Somebody asked it to stop."""
@@ -134,13 +137,25 @@ class TunedModel:
     previous: str
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a person ticked and chose in the docks."""
+
+    scope: Scope = "view"
+    output: OutputKind = "classes"
+    #: Make new result layers instead of writing into those of the last run.
+    keep_earlier: bool = False
+    segment_after_training: bool = True
+    device_name: DeviceName = "auto"
+
+
 class Session:
     """The state of one viewer's work.
 
     Attributes
     ----------
     images, masks
-        What there is to work on, in the order of the viewer's list.
+        What there is to work on, topmost layer first.
     classes
         Class number k has label value k + 1.
     base
@@ -157,10 +172,12 @@ class Session:
     image_chosen = Signal()
     classes_changed = Signal()
     class_chosen = Signal()
+    brush_changed = Signal()
     annotations_changed = Signal()
     painted_changed = Signal()
     models_changed = Signal()
     device_changed = Signal()
+    options_changed = Signal()
     training_event = Signal(object)
     training_forgotten = Signal()
 
@@ -170,6 +187,7 @@ class Session:
         self.image: ImageEntry | None = None
         self.classes: tuple[ClassDefinition, ...] = DEFAULT_CLASSES
         self.current_class = 0
+        self.brush_px = 10
         self._axes: dict[str, str] = {}
         self._annotations: dict[str, str] = {}
         self._painted: dict[str, tuple[int, ...]] = {}
@@ -178,10 +196,10 @@ class Session:
         self.base = SCRATCH
         self.model = ""
         self.tuned: TunedModel | None = None
-        self.device_name: DeviceName = "auto"
         self.device_text = ""
         self.device_note = ""
 
+        self.options = Options()
         self.training_config = TrainingConfig()
         self.inference_config = InferenceConfig()
         self.training = Run()
@@ -200,7 +218,7 @@ class Session:
         self.images, self.masks = entries, masks
         self._forget_lost_layers()
         chosen = self.image.key if self.image else ""
-        found = [image for image in entries if image.key == chosen] or list(entries[-1:])
+        found = [image for image in entries if image.key == chosen] or list(entries[:1])
         before, self.image = self.image, found[0] if found else None
         self.images_changed.emit()
         if before != self.image:
@@ -283,6 +301,12 @@ class Session:
         if position != self.current_class:
             self.current_class = position
             self.class_chosen.emit()
+
+    def set_brush(self, size_px: int) -> None:
+        """Paint with another size of brush, in pixels of the image."""
+        if size_px != self.brush_px:
+            self.brush_px = size_px
+            self.brush_changed.emit()
 
     def set_classes(self, classes: Iterable[ClassDefinition]) -> None:
         """Use other classes.
@@ -387,7 +411,19 @@ class Session:
         if self.previous_model:
             self.choose_model(self.previous_model)
 
+    def set_device(self, text: str, note: str) -> None:
+        """Tell which device will compute, and what a person should know about it."""
+        self.device_text, self.device_note = text, note
+        self.device_changed.emit()
+
     # ------------------------------------------------------------------------------------------- runs
+
+    def set_options(self, **changes: Any) -> None:
+        """Change some of :class:`Options`."""
+        changed = replace(self.options, **changes)
+        if changed != self.options:
+            self.options = changed
+            self.options_changed.emit()
 
     def add_training_event(self, event: TrainingEvent) -> None:
         """Remember an event of the present training, so that a dock opened later can show it too."""

@@ -26,7 +26,7 @@ ANNOTATION_OPACITY = 0.75
 RESULT_OPACITY = 0.5
 #: Opacity of the background class in a result: enough to see what is segmented already.
 BACKGROUND_ALPHA = 0.25
-#: Labels of an image larger than this (bytes) are made as late as the system allows; napari needs one array.
+#: Rows looked at together when pixels are counted.
 _COUNT_BLOCK_ROWS = 512
 
 Index = tuple[int, ...]
@@ -124,18 +124,22 @@ def new_probability(image: Layer, image_axes: str, name: str, color: str) -> Ima
     axes = labels_axes(image_axes)
     data = np.zeros(labels_shape(image_axes, full_resolution(image).shape), np.float32)
     return Image(data, name=name, metadata={METADATA_KEY: {"axes": axes}}, contrast_limits=(0, 1), blending="additive",
-                 colormap=Colormap([[0, 0, 0], color], name=f"to {color}"), **placement(image, image_axes))
+                 colormap=Colormap(["black", color], name=f"to {color}"), **placement(image, image_axes))
 
 
-def cellbrush_note(layer: Layer) -> dict[str, Any]:
-    """What this plugin noted in the layer's metadata; changes are kept."""
-    note: dict[str, Any] = layer.metadata.setdefault(METADATA_KEY, {})
-    return note
+def note_of(layer: Layer) -> dict[str, Any]:
+    """What this plugin noted in a layer's metadata."""
+    return dict(layer.metadata.get(METADATA_KEY, {}))
+
+
+def note_on(layer: Layer, **values: Any) -> None:
+    """Note something in a layer's metadata, next to what stands there."""
+    layer.metadata[METADATA_KEY] = {**note_of(layer), **values}
 
 
 def mask_axes(layer: Layer) -> str:
     """Axes of a layer's array as noted when it was made, else the likeliest."""
-    noted = cellbrush_note(layer).get("axes", "")
+    noted = note_of(layer).get("axes", "")
     return noted if len(noted) == full_resolution(layer).ndim else layer_axes(layer)
 
 
@@ -260,6 +264,14 @@ def _select(value: int) -> Any:
         layer.mode = "paint"
 
     return select
+
+
+def painted_box(atom: Any) -> tuple[slice, ...]:
+    """The box of a layer's array that one item of a ``paint`` event touched."""
+    key = getattr(atom, "slice_key", None)
+    if key is not None:
+        return tuple(k if isinstance(k, slice) else slice(int(k), int(k) + 1) for k in key)
+    return tuple(slice(int(np.min(i)), int(np.max(i)) + 1) for i in atom[0])
 
 
 def count_labels(plane: NDArray[Any], n_classes: int) -> NDArray[np.int64]:

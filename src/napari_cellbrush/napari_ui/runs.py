@@ -6,6 +6,7 @@ hold no layer. The engine is imported inside the functions, because torch takes 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from napari_cellbrush.config import ClassDefinition, DeviceName, InferenceConfig, OutputKind, TrainingConfig
 from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.errors import CellbrushError, ModelFileError
+from napari_cellbrush.errors import CellbrushError, ImageError, ModelError, ModelFileError
 from napari_cellbrush.events import InferenceEvent, StopToken, TileSegmented, TrainingEvent
 from napari_cellbrush.session import SCRATCH
 
@@ -53,10 +54,8 @@ def look_around(device_name: DeviceName, stop: StopToken) -> Generator[LibraryFo
     """Read the library, then try the device; the first call in a process loads torch."""
     _load_torch()
     from napari_cellbrush.engine.device import choose_device
-    from napari_cellbrush.engine.model_file import DEFAULT_BASE, scan_models
 
-    models, errors = scan_models()
-    yield LibraryFound(tuple(models), DEFAULT_BASE, tuple(str(error) for error in errors))
+    yield read_library()
     if stop.stopped:
         return
     try:
@@ -65,6 +64,14 @@ def look_around(device_name: DeviceName, stop: StopToken) -> Generator[LibraryFo
         yield DeviceFound("No device", str(error))
         return
     yield DeviceFound(device.description, device.fallback_reason)
+
+
+def read_library() -> LibraryFound:
+    """The models there are now; reads their headers alone."""
+    from napari_cellbrush.engine.model_file import DEFAULT_BASE, scan_models
+
+    models, errors = scan_models()
+    return LibraryFound(tuple(models), DEFAULT_BASE, tuple(str(error) for error in errors))
 
 
 # --------------------------------------------------------------------------------------------------- fine-tune
@@ -92,6 +99,8 @@ class Tuned:
     #: In the library; empty if it could not be saved.
     name: str
     result: TrainingResult
+    #: With the new model in it.
+    library: LibraryFound
     save_problem: str = ""
 
 
@@ -109,22 +118,22 @@ def fine_tune(task: TrainingTask, stop: StopToken) -> Generator[TrainingEvent, N
     result = yield from train(base, task.images, task.labels, task.config, classes=task.classes,
                               device=choose_device(task.device_name), stop=stop, name=task.name)
     try:
-        return Tuned(_add_to_library(result.model, task.name), result)
+        return _saved(result, task.name)
     except ModelFileError as error:
         # A full disk must not cost the training: the model stays in memory until it could be saved.
-        return Tuned("", result, str(error))
+        return Tuned("", result, read_library(), str(error))
 
 
 def save_again(tuned: Tuned, name: str, stop: StopToken) -> Generator[None, None, Tuned]:
     """Put a model into the library that could not be saved before."""
     yield
-    return Tuned(_add_to_library(tuned.result.model, name), tuned.result)
+    return _saved(tuned.result, name)
 
 
-def _add_to_library(model: Model, name: str) -> str:
+def _saved(result: TrainingResult, name: str) -> Tuned:
     from napari_cellbrush.engine.model_file import add_to_library
 
-    return add_to_library(model, name).stem
+    return Tuned(add_to_library(result.model, name).stem, result, read_library())
 
 
 # ----------------------------------------------------------------------------------------------------- segment
@@ -135,8 +144,8 @@ class SegmentationTarget:
     """One image to segment, or a part of it."""
 
     planes: Planes
-    #: The planes to segment; None for all.
-    indices: tuple[tuple[int, ...], ...] | None = None
+    #: The planes to segment, in this order.
+    indices: tuple[tuple[int, ...], ...]
     region: tuple[slice, slice] | None = None
     centre: tuple[float, float] | None = None
     #: Earlier results, stack axes + YX, copies; only looked at where objects are wanted and the model is the same.
@@ -182,7 +191,15 @@ class ObjectsNumbered:
     ids: NDArray[Any]
 
 
-SegmentationEvent = TargetStarted | TargetEvent | ObjectsNumbered
+@dataclass(frozen=True)
+class TargetFailed:
+    """One image of several could not be segmented; the others go on."""
+
+    target: int
+    error: CellbrushError
+
+
+SegmentationEvent = TargetStarted | TargetEvent | ObjectsNumbered | TargetFailed
 
 
 def segment(task: SegmentationTask, stop: StopToken) -> Generator[SegmentationEvent, None, None]:
@@ -197,7 +214,12 @@ def segment(task: SegmentationTask, stop: StopToken) -> Generator[SegmentationEv
     for number, target in enumerate(task.targets):
         provenance = mask_provenance(model, output=task.output, config=task.config, image_name=target.planes.name)
         yield TargetStarted(number, provenance)
-        yield from _segment_target(number, target, task, model, device, stop)
+        try:
+            yield from _segment_target(number, target, task, model, device, stop)
+        except (ImageError, ModelError) as error:
+            if len(task.targets) == 1:
+                raise
+            yield TargetFailed(number, error)
         if stop.stopped:
             return
 
@@ -213,7 +235,8 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
     for event in segment_planes(model, target.planes, config=task.config, device=device, indices=target.indices,
                                 region=target.region, centre=target.centre, stop=stop):
         if classes is not None and isinstance(event, TileSegmented):
-            classes[(*event.plane, event.rows, event.columns)] = event.classes
+            place: tuple[int | slice, ...] = (*event.plane, event.rows, event.columns)
+            classes[place] = event.classes
         yield TargetEvent(number, event)
     if classes is not None:
         earlier = target.earlier_objects if same else None
@@ -225,7 +248,7 @@ def number_objects(
     classes: NDArray[np.uint8],
     definitions: Sequence[ClassDefinition],
     min_object_px: int,
-    indices: Sequence[tuple[int, ...]] | None,
+    indices: Sequence[tuple[int, ...]],
     earlier: NDArray[Any] | None,
 ) -> NDArray[Any]:
     """Objects of a whole class map, or of some planes next to those numbered earlier on the others.
@@ -237,9 +260,9 @@ def number_objects(
     definitions, min_object_px
         See :func:`napari_cellbrush.engine.objects.objects_from_classes`.
     indices
-        The planes to number; all if None.
+        The planes to number.
     earlier
-        Ids of the other planes, like ``classes``; they stay.
+        Ids of the other planes, like ``classes``; they stay. None numbers all planes.
 
     Returns
     -------
@@ -248,7 +271,7 @@ def number_objects(
     """
     from napari_cellbrush.engine.objects import objects_from_classes
 
-    if indices is None or earlier is None:
+    if earlier is None or len(indices) == math.prod(classes.shape[:-2]):
         return objects_from_classes(classes, definitions, min_object_px)
     ids = earlier.astype(np.uint32)
     for index in indices:

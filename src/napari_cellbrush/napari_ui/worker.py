@@ -58,7 +58,13 @@ class WorkThread:
         self._thread = threading.Thread(target=self._run, name=f"cellbrush: {doing}", daemon=True)
 
     def start(self) -> None:
+        """Begin."""
         self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self.outcome is not None and not self._thread.is_alive()
 
     def take(self) -> list[Any]:
         """Everything that waits now."""

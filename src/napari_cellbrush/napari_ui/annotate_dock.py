@@ -1,0 +1,217 @@
+"""Annotate: which image, what its axes mean, which classes there are, and the layer to paint them on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QSignalBlocker, Qt, Signal
+from qtpy.QtWidgets import (
+    QButtonGroup,
+    QDialog,
+    QDialogButtonBox,
+    QHBoxLayout,
+    QLineEdit,
+    QMessageBox,
+    QPushButton,
+    QRadioButton,
+    QSlider,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_cellbrush.errors import CellbrushError
+from napari_cellbrush.napari_ui.class_table import ClassTable
+from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, wrapped_label
+from napari_cellbrush.napari_ui.dock import Dock
+from napari_cellbrush.session import MaskEntry, Notice, axes_in_words
+
+LARGEST_BRUSH_PX = 100
+_HOW_IT_WORKS = ("What you leave unpainted (0) is unlabelled and teaches nothing. So paint some background too: it is "
+                 "a class of its own.")
+
+
+class AnnotateDock(Dock):
+    """Shows images, axes, classes and brush; makes annotation layers."""
+
+    def _build(self) -> None:
+        self.image = ChoiceBox()
+        self.axes = QLineEdit()
+        self.axes.setToolTip("One letter per axis: T time, C channel, Z depth, Y row, X column, S colour")
+        self.axes_words = wrapped_label()
+        form = self.form()
+        form.addRow("Image", self.image)
+        form.addRow("Axes", self.axes)
+        form.addRow("", self.axes_words)
+        self.new = QPushButton("New annotation")
+        self.new.setMinimumHeight(BIG_BUTTON_PX)
+        self.take_over = QPushButton("From labels…")
+        self.take_over.setToolTip("Start from a copy of a labels layer: painted classes, or objects (instance masks)")
+        self.column.addLayout(_row(self.new, self.take_over))
+        self.heading("Classes")
+        self.table = ClassTable()
+        self.column.addWidget(self.table)
+        self.add = QPushButton("Add class")
+        self.remove = QPushButton("Remove class")
+        self.column.addLayout(_row(self.add, self.remove))
+        self._build_brush()
+        self.notice = NoticeLabel()
+        self.column.addWidget(self.notice)
+        self.column.addWidget(wrapped_label(_HOW_IT_WORKS))
+
+    def _build_brush(self) -> None:
+        self.brush = QSlider(Qt.Orientation.Horizontal)
+        self.brush.setRange(1, LARGEST_BRUSH_PX)
+        self.brush_box = QSpinBox()
+        self.brush_box.setRange(1, LARGEST_BRUSH_PX)
+        self.brush_box.setSuffix(" px")
+        for widget in (self.brush, self.brush_box):
+            widget.setToolTip("Diameter of the brush in pixels of the image; the keys [ and ] change it too")
+        row = QHBoxLayout()
+        row.addWidget(self.brush, 1)
+        row.addWidget(self.brush_box)
+        self.form().addRow("Brush", row)
+
+    def _connect(self) -> None:
+        session = self.session
+        self.image.chosen.connect(session.choose_image)
+        self.axes.editingFinished.connect(self._on_axes_edited)
+        self.new.clicked.connect(self._on_new)
+        self.take_over.clicked.connect(self._on_take_over)
+        self.table.chosen.connect(self.bench.annotating.paint_with)
+        self.table.renamed.connect(lambda row, name: self._change(row, name=name))
+        self.table.recoloured.connect(lambda row, color: self._change(row, color=color))
+        self.table.roleChanged.connect(lambda row, role: self._change(row, role=role))
+        self.add.clicked.connect(lambda: self._try(session.add_class))
+        self.remove.clicked.connect(self._on_remove)
+        self.brush.valueChanged.connect(session.set_brush)
+        self.brush_box.valueChanged.connect(session.set_brush)
+        for signal in (session.images_changed, session.image_chosen, session.annotations_changed):
+            self.listen(signal, self._refresh)
+        for signal in (session.classes_changed, session.class_chosen, session.painted_changed):
+            self.listen(signal, self._refresh_classes)
+        self.listen(session.brush_changed, self._refresh_brush)
+
+    # ---------------------------------------------------------------------------------------------- showing
+
+    def _refresh(self) -> None:
+        session, image = self.session, self.session.image
+        self.image.set_choices([(i.key, i.name, f"{i.name}, {_size(i.shape)}") for i in session.images],
+                               image.key if image else None, "Open an image first")
+        self.axes.setEnabled(image is not None)
+        self.axes.setText(image.axes if image else "")
+        self.axes_words.setText(f"{axes_in_words(image.axes)} ({_size(image.shape)})" if image else "")
+        self.new.setEnabled(image is not None)
+        self.take_over.setEnabled(image is not None and bool(self._sources()))
+        self._refresh_classes()
+        self._refresh_brush()
+
+    def _refresh_classes(self) -> None:
+        session = self.session
+        self.table.setValue(session.classes, session.painted, session.current_class)
+        self.remove.setEnabled(len(session.classes) > 2)
+        self._say(self._next_step())
+
+    def _refresh_brush(self) -> None:
+        for widget in (self.brush, self.brush_box):
+            blocker = QSignalBlocker(widget)
+            widget.setValue(self.session.brush_px)
+            blocker.unblock()
+
+    def _next_step(self) -> str:
+        session = self.session
+        if session.image is None:
+            return "Open an image: drag a file into the window, or File, Open Sample, Cellbrush."
+        layer = self.bench.annotating.layer_of(session.image.key)
+        if layer is None:
+            return f"Press New annotation to paint on '{session.image.name}'."
+        keys = f"keys 1–{min(len(session.classes), 9)} choose the class" if len(session.classes) > 1 else ""
+        return f"Painting '{session.classes[session.current_class].name}' on '{layer.name}'; {keys}."
+
+    def _say(self, text: str, kind: str = "info") -> None:
+        self.notice.setValue(Notice(text, "warning" if kind == "warning" else "info"))
+
+    # ----------------------------------------------------------------------------------------------- acting
+
+    def _try(self, action: Any, *arguments: Any, **named: Any) -> None:
+        try:
+            action(*arguments, **named)
+        except CellbrushError as error:
+            self._refresh()
+            self._say(str(error), "warning")
+
+    def _change(self, position: int, **changes: Any) -> None:
+        self._try(self.session.change_class, position, **changes)
+
+    def _on_axes_edited(self) -> None:
+        image = self.session.image
+        if image is not None and self.axes.text().strip().upper() != image.axes:
+            self._try(self.session.set_axes, image.key, self.axes.text())
+
+    def _on_new(self) -> None:
+        if self.session.image is not None:
+            self._try(self.bench.annotating.new_annotation, self.session.image.key)
+
+    def _on_take_over(self) -> None:
+        dialog = TakeOverDialog(self._sources(), self)
+        dialog.chosen.connect(self._on_source_chosen)
+        dialog.open()
+
+    def _on_source_chosen(self, key: str, kind: str) -> None:
+        if self.session.image is not None:
+            self._try(self.bench.annotating.take_over, key, self.session.image.key, kind)
+
+    def _on_remove(self) -> None:
+        position = self.session.current_class
+        name, painted = self.session.classes[position].name, self.session.painted[position]
+        if painted and QMessageBox.question(
+                self, "Remove class", f"Remove '{name}' and its {painted:,} painted pixels? This cannot be undone.",
+                ) != QMessageBox.StandardButton.Yes:
+            return
+        self._try(self.bench.annotating.remove_class, position)
+
+    def _sources(self) -> list[MaskEntry]:
+        in_use = set(self.session.annotations.values())
+        return [mask for mask in self.session.masks if mask.labels and mask.key not in in_use]
+
+
+class TakeOverDialog(QDialog):
+    """Asks which labels layer to start from, and what its values mean."""
+
+    #: The layer's key, and "classes" or "objects".
+    chosen = Signal(str, str)
+
+    def __init__(self, sources: list[MaskEntry], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWindowTitle("Annotation from labels")
+        self.source = ChoiceBox()
+        self.source.set_choices([(mask.key, mask.name, "") for mask in sources], sources[0].key)
+        self.classes = QRadioButton("Its values are classes (0 unlabelled, 1 first class, …)")
+        self.objects = QRadioButton("Its values are objects (0 background, each id one object)")
+        self.classes.setChecked(True)
+        self._kinds = QButtonGroup(self)
+        for button in (self.classes, self.objects):
+            self._kinds.addButton(button)
+        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
+        buttons.accepted.connect(self.accept)
+        buttons.rejected.connect(self.reject)
+        layout = QVBoxLayout(self)
+        for widget in (self.source, self.classes, self.objects,
+                       wrapped_label("The layer itself is not changed: you paint on a copy."), buttons):
+            layout.addWidget(widget)
+
+    def accept(self) -> None:
+        """Say what was chosen."""
+        super().accept()
+        self.chosen.emit(self.source.value() or "", "objects" if self.objects.isChecked() else "classes")
+
+
+def _row(*widgets: QWidget) -> QHBoxLayout:
+    row = QHBoxLayout()
+    for widget in widgets:
+        row.addWidget(widget, 1)
+    return row
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(n) for n in shape)

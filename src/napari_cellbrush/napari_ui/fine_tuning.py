@@ -1,0 +1,146 @@
+"""Fine-tuning in a window: collects strokes, runs the training beside the window, says what came out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QObject
+
+from napari_cellbrush.errors import CellbrushError
+from napari_cellbrush.events import TrainingEvent, TrainingStarted, TrainingStep
+from napari_cellbrush.napari_ui import layers, runs
+from napari_cellbrush.napari_ui.worker import Job
+from napari_cellbrush.session import SCRATCH, Phase, TunedModel
+
+if TYPE_CHECKING:
+    from napari_cellbrush.napari_ui.workbench import Workbench
+
+
+class FineTuning(QObject):
+    """The trainings of one viewer, one at a time."""
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self._bench = bench
+        self._session = bench.session
+        self._run = bench.session.training
+        self._job: Job | None = None
+        self._latest: TrainingStep | None = None
+        self._previous = ""
+        #: A model that is only in memory, because it could not be saved.
+        self.unsaved: runs.Tuned | None = None
+
+    def default_name(self) -> str:
+        """What a new model is called if nobody says otherwise: after the first painted image."""
+        painted = self._session.painted_images()
+        image = self._session.find_image(painted[0]) if painted else self._session.image
+        return f"{image.name} model"[:60] if image else "my model"
+
+    def start(self, name: str = "") -> None:
+        """Train on the strokes of all images; ends at once, with a sentence, if that is not possible."""
+        reason = self._session.why_not_train()
+        if self._run.busy or reason:
+            return
+        try:
+            task = self._task(name or self.default_name())
+        except CellbrushError as error:
+            self._run.end(str(error), "error")
+            return
+        self._session.forget_training()
+        self._previous, self._latest, self.unsaved = self._session.model, None, None
+        self._run.begin(f"Preparing to learn from {_images(len(task.images))}…")
+        self._launch(self._bench.job(partial(runs.fine_tune, task), "fine-tuning"))
+
+    def stop(self) -> None:
+        """End the training with the best model so far."""
+        if self._job is not None:
+            self._run.stopping()
+            self._job.stop()
+
+    def save_again(self) -> None:
+        """Try once more to save a model that is only in memory."""
+        if self.unsaved is not None and not self._run.busy:
+            self._run.begin("Saving the model…")
+            work = partial(runs.save_again, self.unsaved, self.default_name())
+            self._launch(self._bench.job(work, "saving the model", exclusive=False))
+
+    def _task(self, name: str) -> runs.TrainingTask:
+        session, bench = self._session, self._bench
+        images = [image for key in session.painted_images() if (image := session.find_image(key)) is not None]
+        return runs.TrainingTask(
+            base=session.base,
+            images=tuple(layers.planes_of(bench.book.layer(image.key), image.axes) for image in images),
+            labels=tuple(bench.annotating.snapshot(image.key) for image in images),
+            classes=session.classes,
+            config=session.training_config,
+            device_name=session.options.device_name,
+            name=name,
+        )
+
+    def _launch(self, job: Job) -> None:
+        self._job = job
+        job.received.connect(self._on_event)
+        job.drained.connect(self._on_drained)
+        job.finished.connect(self._on_ended)
+        job.stopped.connect(self._on_ended)
+        job.failed.connect(self._on_failed)
+        job.start()
+
+    def _on_event(self, event: TrainingEvent | None) -> None:
+        if event is None:
+            return
+        self._session.add_training_event(event)
+        if isinstance(event, TrainingStarted) and self._run.phase is Phase.RUNNING:
+            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision}).")
+        if isinstance(event, TrainingStep):
+            self._latest = event
+
+    def _on_drained(self) -> None:
+        step, self._latest = self._latest, None
+        if step is not None:
+            # Whichever comes first, the last step or the end of the time, is what is left.
+            fraction = step.seconds_elapsed / max(step.seconds_elapsed + step.seconds_left, 1e-9)
+            self._run.advance(fraction, step.seconds_left, f"step {step.step} of {step.n_steps}")
+
+    def _on_ended(self, tuned: runs.Tuned | None) -> None:
+        self._job = None
+        if tuned is None:
+            self._run.end("Stopped before the first step; nothing has changed.")
+            return
+        self._bench.take_library(tuned.library)
+        if tuned.save_problem:
+            self.unsaved = tuned
+            self._run.end(f"The model is ready but could not be saved. {tuned.save_problem}", "error")
+            return
+        self.unsaved = None
+        result = tuned.result
+        outcome = TunedModel(tuned.name, result.improved, result.base_score, result.score, result.no_score_reason,
+                             result.stopped, result.n_steps, self._previous)
+        self._session.finish_training(outcome)
+        self._run.end(outcome_in_words(outcome), "success" if outcome.improved else "warning")
+        if outcome.improved and self._session.options.segment_after_training:
+            self._bench.segmenting.start("view")
+
+    def _on_failed(self, error: CellbrushError) -> None:
+        self._job = None
+        self._run.end(str(error), "error")
+
+
+def outcome_in_words(tuned: TunedModel) -> str:
+    """What came out of a training, for the person who started it."""
+    saved = f"Saved as '{tuned.name}'."
+    ended = f"Stopped after {tuned.n_steps} steps. " if tuned.stopped else ""
+    if not tuned.improved:
+        kept = f"'{tuned.previous}' stays chosen" if tuned.previous != SCRATCH else "it is not chosen"
+        return f"{ended}The tuned model is worse than its base on the held-out strokes, so {kept}. {saved}"
+    if tuned.score is None:
+        return f"{ended}Done. {saved}"
+    if tuned.base_score is None:
+        return f"{ended}Done: {tuned.score:.2f} on the held-out strokes. {saved}"
+    change = "as good as before" if tuned.score == tuned.base_score else "better than before"
+    return f"{ended}Done: {change} on the held-out strokes. {saved}"
+
+
+def _images(n: int) -> str:
+    return "one image" if n == 1 else f"{n} images"

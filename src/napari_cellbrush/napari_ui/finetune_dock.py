@@ -1,0 +1,140 @@
+"""Fine-tune: one button that learns from the strokes, with its curve and its score."""
+
+from __future__ import annotations
+
+from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QPushButton
+
+from napari_cellbrush.config import TrainingConfig
+from napari_cellbrush.events import TrainingEvent, TrainingStarted, TrainingStep, ValidationScored
+from napari_cellbrush.napari_ui.config_form import ConfigForm
+from napari_cellbrush.napari_ui.controls import ChoiceBox, RunPanel, wrapped_label
+from napari_cellbrush.napari_ui.curve import LearningCurve
+from napari_cellbrush.napari_ui.dock import Dock
+from napari_cellbrush.session import SCRATCH
+
+DEVICES = (("auto", "Automatic (GPU if there is one)", ""), ("cpu", "CPU", ""),
+           ("cuda", "NVIDIA or AMD GPU (CUDA)", ""), ("mps", "Apple GPU (MPS)", ""))
+_SCORE_TIP = ("Mean intersection over union of the classes, from 0 to 1, on strokes that were kept away from training. "
+              "Base and tuned model are measured on the same pixels.")
+
+
+class FineTuneDock(Dock):
+    """Shows the training of a session and starts it."""
+
+    def _build(self) -> None:
+        self.base = ChoiceBox()
+        self.base.setToolTip("Fine-tuning starts from this model every time, with all strokes. To continue from a "
+                             "model of your own, choose it here.")
+        self.name = QLineEdit()
+        self.name.setToolTip("The new model is saved under this name; one with the same name is never overwritten")
+        form = self.form()
+        form.addRow("Start from", self.base)
+        form.addRow("Save as", self.name)
+        self.run = RunPanel("Fine-tune", "Stop and keep best")
+        self.column.addWidget(self.run)
+        self.curve = LearningCurve()
+        self.column.addWidget(self.curve)
+        self.score = QLabel()
+        self.score.setToolTip(_SCORE_TIP)
+        self.no_score = wrapped_label()
+        self.revert = QPushButton()
+        self.save_again = QPushButton("Try to save again")
+        for widget in (self.score, self.no_score, self.revert, self.save_again):
+            self.column.addWidget(widget)
+        self._build_settings()
+
+    def _build_settings(self) -> None:
+        self.heading("Settings")
+        self.segment_after = QCheckBox("Segment the view afterwards")
+        self.column.addWidget(self.segment_after)
+        self.device = ChoiceBox()
+        self.device.set_choices(DEVICES, self.session.options.device_name)
+        self.device_line = wrapped_label()
+        form = self.form()
+        form.addRow("Device", self.device)
+        form.addRow("", self.device_line)
+        self.config = ConfigForm(TrainingConfig)
+        self.column.addWidget(self.config)
+
+    def _connect(self) -> None:
+        session, tuning = self.session, self.bench.fine_tuning
+        self.base.chosen.connect(session.choose_base)
+        self.run.startRequested.connect(lambda: tuning.start(self.name.text().strip()))
+        self.run.stopRequested.connect(tuning.stop)
+        self.revert.clicked.connect(session.revert)
+        self.save_again.clicked.connect(tuning.save_again)
+        self.segment_after.toggled.connect(lambda on: session.set_options(segment_after_training=on))
+        self.device.chosen.connect(lambda name: session.set_options(device_name=name))
+        self.config.valueChanged.connect(self._on_config_edited)
+        for signal in (session.training.changed, session.segmentation.changed, session.painted_changed,
+                       session.annotations_changed):
+            self.listen(signal, self._refresh_run)
+        for signal in (session.models_changed, session.images_changed, session.options_changed,
+                       session.device_changed):
+            self.listen(signal, self._refresh)
+        self.listen(session.training_event, self._show_event)
+        self.listen(session.training_forgotten, self._refresh_curve)
+        self.bench.look_around()
+
+    # ---------------------------------------------------------------------------------------------- showing
+
+    def _refresh(self) -> None:
+        session = self.session
+        models = [(m.name, m.name if m.bundled else f"{m.name} (yours)", m.card.description) for m in
+                  session.models or ()]
+        choices = [*models, (SCRATCH, "Scratch (random weights)", "Needs many strokes and more time")]
+        self.base.set_choices(choices if session.models is not None else [], session.base, "Looking for models…")
+        self.segment_after.setChecked(session.options.segment_after_training)
+        self.device.setValue(session.options.device_name)
+        self.device_line.setText("\n".join(filter(None, (session.device_text or "Looking for a GPU…",
+                                                         session.device_note))))
+        self.config.setValue(session.training_config)
+        self._refresh_run()
+        self._refresh_curve()
+
+    def _refresh_run(self) -> None:
+        self.run.setValue(self.session.training, self.session.why_not_train())
+        self.name.setPlaceholderText(self.bench.fine_tuning.default_name())
+        for widget in (self.base, self.name, self.config, self.device):
+            widget.setEnabled(not self.session.training.busy)
+        self.save_again.setVisible(self.bench.fine_tuning.unsaved is not None)
+        self._refresh_outcome()
+
+    def _refresh_outcome(self) -> None:
+        tuned, previous = self.session.tuned, self.session.previous_model
+        started = self._started()
+        before, after = (tuned.base_score, tuned.score) if tuned else (started.base_score if started else None, None)
+        named = [(word, value) for word, value in (("before", before), ("after", after)) if value is not None]
+        scores = "  →  ".join(f"{word} {value:.2f}" for word, value in named)
+        self.score.setText(f"Held-out strokes: <b>{scores}</b>" if scores else "")
+        self.score.setVisible(bool(scores))
+        reason = started.no_score_reason if started else ""
+        self.no_score.setText(f"No score: {reason}" if reason else "")
+        self.no_score.setVisible(bool(reason))
+        self.revert.setText(f"Revert to '{previous}'")
+        self.revert.setVisible(bool(previous) and not self.session.training.busy)
+
+    def _started(self) -> TrainingStarted | None:
+        events = self.session.training_events
+        return events[0] if events and isinstance(events[0], TrainingStarted) else None
+
+    def _refresh_curve(self) -> None:
+        self.curve.clear()
+        self.curve.setVisible(bool(self.session.training_events))
+        for event in self.session.training_events:
+            self._show_event(event)
+
+    def _show_event(self, event: TrainingEvent) -> None:
+        if isinstance(event, TrainingStarted):
+            self.curve.setVisible(True)
+            self.curve.start(event.n_steps, event.base_score)
+            self._refresh_outcome()
+        elif isinstance(event, TrainingStep):
+            self.curve.add_loss(event.step, event.loss)
+        elif isinstance(event, ValidationScored):
+            self.curve.add_score(event.step, event.score)
+
+    # ----------------------------------------------------------------------------------------------- acting
+
+    def _on_config_edited(self, config: TrainingConfig) -> None:
+        self.session.training_config = config

@@ -1,0 +1,143 @@
+"""Layers that hold a model's answers: made before a run, found again by the next one, coloured like the classes.
+
+One that the person corrected by hand is never written again: the next run makes a new layer beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from napari.layers import Image, Labels, Layer
+from numpy.typing import NDArray
+
+from napari_cellbrush.config import ClassDefinition, OutputKind
+from napari_cellbrush.napari_ui import layers
+from napari_cellbrush.napari_ui.layer_book import LayerBook
+from napari_cellbrush.session import ImageEntry, Session
+
+
+@dataclass(eq=False)
+class Sheet:
+    """The result layers of one image in one run."""
+
+    image: ImageEntry
+    #: Axes of the result layers.
+    axes: str
+    classes: Labels | None = None
+    objects: Labels | None = None
+    probabilities: list[Image] = field(default_factory=list)
+
+    def layers(self) -> list[Layer]:
+        """All of them."""
+        return [layer for layer in (self.classes, self.objects, *self.probabilities) if layer is not None]
+
+    def array(self, layer: Layer) -> NDArray[Any]:
+        """A view of a layer's array as the engine orders it: stack axes + YX."""
+        return layers.in_engine_order(layer.data, self.axes)
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of the model whose answers the layers hold; empty while there are none."""
+        return str(layers.note_of(self.layers()[0]).get("provenance", {}).get("model_weights_sha256", ""))
+
+    def begin(self, provenance: dict[str, Any]) -> None:
+        """Note what will be written; answers of another model are wiped first."""
+        same = self.model_hash == provenance["model_weights_sha256"]
+        for layer in self.layers():
+            if not same:
+                layer.data[...] = 0
+            layers.note_on(layer, provenance=provenance)
+
+
+class ResultLayers:
+    """All result layers of one viewer."""
+
+    def __init__(self, book: LayerBook, session: Session) -> None:
+        self._book = book
+        self._session = session
+        self._keys: dict[tuple[str, str], str] = {}
+        self._edited: set[str] = set()
+        #: Classes of the model behind each layer of classes.
+        self._classes: dict[str, tuple[ClassDefinition, ...]] = {}
+        session.classes_changed.connect(self._on_classes_changed)
+
+    def sheet(self, image: ImageEntry, output: OutputKind, classes: Sequence[ClassDefinition], *,
+              fresh: bool) -> Sheet:
+        """The layers for a run on one image: those of the last run, or new ones.
+
+        Parameters
+        ----------
+        image
+            What is segmented.
+        output
+            What is wanted.
+        classes
+            Those of the model.
+        fresh
+            Make new layers in every case.
+        """
+        layer = self._book.layer(image.key)
+        sheet = Sheet(image, layers.labels_axes(image.axes))
+        if output == "probabilities":
+            sheet.probabilities = [self._probability(image, layer, definition, fresh) for definition in classes]
+            return sheet
+        sheet.classes = self._labels(image, layer, "classes", np.dtype(np.uint8), fresh)
+        sheet.classes.visible = True
+        self._classes[str(sheet.classes.unique_id)] = tuple(classes)
+        self._colour(sheet.classes, tuple(classes))
+        if output == "objects":
+            sheet.objects = self._labels(image, layer, "objects", np.dtype(np.uint16), fresh)
+            sheet.objects.visible = True
+        return sheet
+
+    def _labels(self, image: ImageEntry, image_layer: Layer, kind: str, dtype: np.dtype[Any], fresh: bool) -> Labels:
+        def make() -> Labels:
+            axes = layers.labels_axes(image.axes)
+            empty = np.zeros(layers.labels_shape(image.axes, image.shape), dtype)
+            return layers.new_labels(image_layer, image.axes, layers.in_engine_order(empty, axes),
+                                     f"{image.name} {kind}", opacity=layers.RESULT_OPACITY)
+
+        return self._find_or_add(image, image_layer, kind, make, fresh)
+
+    def _probability(self, image: ImageEntry, image_layer: Layer, definition: ClassDefinition, fresh: bool) -> Image:
+        def make() -> Image:
+            layer = layers.new_probability(image_layer, image.axes, f"{image.name} {definition.name} probability",
+                                           definition.color)
+            # Background is nearly everywhere and would hide the image.
+            layer.visible = definition.role != "background"
+            return layer
+
+        return self._find_or_add(image, image_layer, f"probability of {definition.name}", make, fresh)
+
+    def _find_or_add(self, image: ImageEntry, image_layer: Layer, kind: str, make: Callable[[], Any],
+                     fresh: bool) -> Any:
+        found = self._book.layer(self._keys.get((image.key, kind)))
+        shape = layers.labels_shape(image.axes, image.shape)
+        if found is not None and not fresh and found.unique_id not in self._edited and found.data.shape == shape:
+            return found
+        layer = make()
+        layers.note_on(layer, output=kind.split()[0], image=image.name)
+        key = self._book.add(layer, above=found or image_layer)
+        self._keys[image.key, kind] = key
+        if isinstance(layer, Labels):
+            layer.events.paint.connect(self._on_painted)
+        return layer
+
+    def _on_painted(self, event: Any) -> None:
+        self._edited.add(str(event.source.unique_id))
+
+    def _on_classes_changed(self) -> None:
+        for key, classes in self._classes.items():
+            layer = self._book.layer(key)
+            if layer is not None:
+                self._colour(layer, classes)
+
+    def _colour(self, layer: Labels, classes: tuple[ClassDefinition, ...]) -> None:
+        """Colours of the session for classes that it knows, else those of the model."""
+        mine = {definition.name: definition.color for definition in self._session.classes}
+        shown = [definition.replace(color=mine.get(definition.name, definition.color)) for definition in classes]
+        layer.colormap = layers.class_colormap(shown, layers.BACKGROUND_ALPHA)
+        layer.features = layers.class_features(shown)

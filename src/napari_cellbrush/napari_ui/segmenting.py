@@ -1,0 +1,227 @@
+"""Segmentation in a window: streams tiles into result layers and says how it ended.
+
+Layers are made before the run and never during a drag; the selection and the undo history are left alone.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from napari.layers import Layer
+from qtpy.QtCore import QObject, Qt, QTimer
+from qtpy.QtWidgets import QApplication
+
+from napari_cellbrush.errors import AnnotationError, CellbrushError
+from napari_cellbrush.events import InferenceStarted, TileSegmented, TileSizeReduced
+from napari_cellbrush.napari_ui import layers, runs
+from napari_cellbrush.napari_ui.result_layers import ResultLayers, Sheet
+from napari_cellbrush.napari_ui.worker import Job
+from napari_cellbrush.session import ImageEntry, NoticeKind, Scope, duration_in_words
+
+if TYPE_CHECKING:
+    from napari_cellbrush.napari_ui.workbench import Workbench
+
+#: Milliseconds after which a run that waits for the end of a drag looks again.
+DRAG_POLL_MS = 50
+_SCOPE_WORDS: dict[Scope, str] = {"view": "the view of ", "slice": "the slice shown of ", "layer": "", "all": ""}
+
+
+class Segmenting(QObject):
+    """The segmentations of one viewer, one at a time."""
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self._bench = bench
+        self._session = bench.session
+        self._run = bench.session.segmentation
+        self._results = ResultLayers(bench.book, bench.session)
+        self._job: Job | None = None
+        self._sheets: list[Sheet] = []
+        self._dirty: set[Layer] = set()
+        self._latest: tuple[int, TileSegmented] | None = None
+        self._began = 0.0
+        self._what = ""
+        self._n_objects: int | None = None
+        self._problems: list[str] = []
+        self._lost_layer = False
+        self._scope_after_drag: Scope | None = None
+        self._drag_timer = QTimer(self)
+        self._drag_timer.setSingleShot(True)
+        self._drag_timer.timeout.connect(self._on_drag_over)
+        bench.book.removed.connect(self._on_layer_removed)
+
+    def start(self, scope: Scope | None = None) -> None:
+        """Segment as the session's options say; ends at once, with a sentence, if that is not possible."""
+        if self._run.busy or self._session.why_not_segment():
+            return
+        if QApplication.mouseButtons() != Qt.MouseButton.NoButton:
+            # Adding a layer in mid-stroke would cut the stroke and leave napari's undo history blocked.
+            self._scope_after_drag = scope
+            self._drag_timer.start(DRAG_POLL_MS)
+            return
+        try:
+            task = self._prepare(scope or self._session.options.scope)
+        except CellbrushError as error:
+            self._run.end(str(error), "error")
+            return
+        self._latest, self._n_objects, self._problems, self._lost_layer = None, None, [], False
+        self._began = time.perf_counter()
+        self._run.begin(f"Loading '{task.model}'…")
+        self._launch(self._bench.job(partial(runs.segment, task), "segmenting"))
+
+    def _on_drag_over(self) -> None:
+        self.start(self._scope_after_drag)
+
+    def stop(self) -> None:
+        """End the run; what is segmented stays."""
+        if self._job is not None:
+            self._run.stopping()
+            self._job.stop()
+
+    # ------------------------------------------------------------------------------------------------ before
+
+    def _prepare(self, scope: Scope) -> runs.SegmentationTask:
+        session, options = self._session, self._session.options
+        chosen = [image for image in session.images if image.axes] if scope == "all" else [session.image]
+        images = [image for image in chosen if image is not None]
+        # First everything that can fail, then the layers.
+        bare = [self._target(image, scope) for image in images]
+        model = session.find_model(session.model)
+        classes = model.card.classes if model is not None else session.classes
+        self._sheets = [self._results.sheet(image, options.output, classes, fresh=options.keep_earlier)
+                        for image in images]
+        targets = [self._with_earlier(target, sheet) for target, sheet in zip(bare, self._sheets, strict=True)]
+        names = f"'{images[0].name}'" if len(images) == 1 else f"{len(images)} images"
+        self._what = f"{_SCOPE_WORDS[scope]}{names} with '{session.model}'"
+        return runs.SegmentationTask(session.model, tuple(targets), options.output, session.inference_config,
+                                     options.device_name)
+
+    def _target(self, image: ImageEntry, scope: Scope) -> runs.SegmentationTarget:
+        viewer, layer = self._bench.book.viewer, self._bench.book.layer(image.key)
+        if layer is None:
+            raise AnnotationError("The image was removed", "Choose another image")
+        planes = layers.planes_of(layer, image.axes)
+        here = layers.plane_index(layer, image.axes, viewer.dims.point)
+        region = self._visible_region(layer, image, required=scope == "view")
+        nearest = sorted(planes.indices(), key=lambda index: sum(abs(a - b) for a, b in zip(index, here, strict=True)))
+        return runs.SegmentationTarget(
+            planes,
+            indices=(here,) if scope in ("view", "slice") else tuple(nearest),
+            region=region if scope == "view" else None,
+            centre=layers.centre_of(region) if region else None)
+
+    def _visible_region(self, layer: Layer, image: ImageEntry, required: bool) -> layers.Region | None:
+        dims = self._bench.book.viewer.dims
+        n_more = dims.ndim - layer.ndim
+        try:
+            return layers.visible_region(layer, image.axes, [axis - n_more for axis in dims.displayed])
+        except AnnotationError:
+            if required:
+                raise
+            return None
+
+    @staticmethod
+    def _with_earlier(target: runs.SegmentationTarget, sheet: Sheet) -> runs.SegmentationTarget:
+        """What is known of the rest of the planes, which objects that reach into it need."""
+        if sheet.objects is None or sheet.classes is None:
+            return target
+        return runs.SegmentationTarget(
+            target.planes, target.indices, target.region, target.centre, np.array(sheet.array(sheet.classes)),
+            np.array(sheet.array(sheet.objects)), sheet.model_hash)
+
+    # ------------------------------------------------------------------------------------------------ during
+
+    def _launch(self, job: Job) -> None:
+        self._job = job
+        job.received.connect(self._on_event)
+        job.drained.connect(self._on_drained)
+        job.finished.connect(self._on_finished)
+        job.stopped.connect(self._on_stopped)
+        job.failed.connect(self._on_failed)
+        job.start()
+
+    def _on_event(self, event: runs.SegmentationEvent) -> None:
+        sheet = self._sheets[event.target]
+        if isinstance(event, runs.TargetStarted):
+            sheet.begin(event.provenance)
+            self._dirty.update(sheet.layers())
+        elif isinstance(event, runs.ObjectsNumbered):
+            self._show_objects(sheet, event)
+        elif isinstance(event, runs.TargetFailed):
+            self._problems.append(str(event.error))
+        elif isinstance(event.event, TileSegmented):
+            self._write(sheet, event.event)
+            self._latest = event.target, event.event
+        elif isinstance(event.event, InferenceStarted):
+            self._say(f"Segmenting {self._what} ({event.event.precision}).")
+        elif isinstance(event.event, TileSizeReduced):
+            self._say(f"The memory was too small; going on with tiles of {event.event.tile_size} px.")
+
+    def _say(self, text: str) -> None:
+        if self._job is not None and not self._job.thread_side.stop.stopped:
+            self._run.say(text)
+
+    def _write(self, sheet: Sheet, tile: TileSegmented) -> None:
+        place: tuple[int | slice, ...] = (*tile.plane, tile.rows, tile.columns)
+        if sheet.classes is not None:
+            sheet.array(sheet.classes)[place] = tile.classes
+        for layer, probability in zip(sheet.probabilities, tile.probabilities, strict=False):
+            sheet.array(layer)[place] = probability
+        self._dirty.update(layer for layer in sheet.layers() if layer is not sheet.objects)
+
+    def _show_objects(self, sheet: Sheet, numbered: runs.ObjectsNumbered) -> None:
+        layer = sheet.objects
+        if layer is None or sheet.classes is None:
+            return
+        if np.can_cast(numbered.ids.dtype, layer.dtype):
+            sheet.array(layer)[...] = numbered.ids
+        else:
+            layer.data = layers.in_layer_order(numbered.ids, sheet.axes)
+        sheet.classes.visible = False
+        self._n_objects = (self._n_objects or 0) + len(np.unique(numbered.ids[numbered.ids > 0]))
+        self._dirty.add(layer)
+
+    def _on_drained(self) -> None:
+        for layer in self._dirty:
+            layer.refresh(extent=False, thumbnail=False, highlight=False)
+        self._dirty.clear()
+        if self._latest is not None:
+            (number, tile), n = self._latest, len(self._sheets)
+            image = f"image {number + 1} of {n}, " if n > 1 else ""
+            self._run.advance((number + tile.tile / tile.n_tiles) / n, tile.seconds_left,
+                              f"{image}tile {tile.tile} of {tile.n_tiles}")
+            self._latest = None
+
+    # ------------------------------------------------------------------------------------------------- after
+
+    def _on_finished(self, _: None) -> None:
+        took = duration_in_words(time.perf_counter() - self._began)
+        objects = f" {self._n_objects:,} objects." if self._n_objects is not None else ""
+        problems = " ".join(["", *self._problems])
+        self._end(f"Segmented {self._what} in {took}.{objects}{problems}", "warning" if self._problems else "success")
+
+    def _on_stopped(self, _: None) -> None:
+        if self._lost_layer:
+            self._end("Stopped, because the layer for the result was removed.", "warning")
+        else:
+            done = f" at {self._run.count}" if self._run.count else ""
+            self._end(f"Stopped{done}. What is segmented already stays.", "info")
+
+    def _on_failed(self, error: CellbrushError) -> None:
+        self._end(str(error), "error")
+
+    def _end(self, text: str, kind: NoticeKind) -> None:
+        self._job = None
+        for sheet in self._sheets:
+            for layer in sheet.layers():
+                layer.refresh(extent=False)
+        self._sheets = []
+        self._run.end(text, kind)
+
+    def _on_layer_removed(self, key: str) -> None:
+        if any(layer.unique_id == key for sheet in self._sheets for layer in sheet.layers()):
+            self._lost_layer = True
+            self.stop()

@@ -1,0 +1,108 @@
+"""What belongs to one viewer and outlives its docks: the session, the layers, the jobs."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from qtpy.QtCore import QObject
+from qtpy.QtWidgets import QApplication
+
+from napari_cellbrush.config import DeviceName
+from napari_cellbrush.errors import CellbrushError
+from napari_cellbrush.napari_ui import runs
+from napari_cellbrush.napari_ui.annotating import Annotating
+from napari_cellbrush.napari_ui.exporting import Exporting
+from napari_cellbrush.napari_ui.fine_tuning import FineTuning
+from napari_cellbrush.napari_ui.layer_book import LayerBook
+from napari_cellbrush.napari_ui.segmenting import Segmenting
+from napari_cellbrush.napari_ui.worker import Job, Work, WorkThread, close_all
+from napari_cellbrush.session import Session
+
+_log = logging.getLogger(__name__)
+_workbenches: WeakKeyDictionary[Any, Workbench] = WeakKeyDictionary()
+
+
+def workbench_for(viewer: Any) -> Workbench:
+    """The workbench of a viewer (or of a proxy of it); made when it is first asked for."""
+    viewer = getattr(viewer, "__wrapped__", viewer)
+    if viewer not in _workbenches:
+        _workbenches[viewer] = Workbench(viewer)
+    return _workbenches[viewer]
+
+
+class Workbench(QObject):
+    """Session, layers and jobs of one viewer.
+
+    Closing the window stops and joins its threads; closing a dock does nothing to them.
+    """
+
+    def __init__(self, viewer: Any) -> None:
+        # Where a plugin may not see the window itself, the application's end is the only notice.
+        window = getattr(viewer.window, "_qt_window", None)
+        super().__init__(window)
+        self._threads: list[WorkThread] = []
+        self._looking: Job | None = None
+        self._looked_for: DeviceName | None = None
+        self.session = Session()
+        self.book = LayerBook(viewer, self.session)
+        self.annotating = Annotating(self.book, self.session, self)
+        self.segmenting = Segmenting(self)
+        self.fine_tuning = FineTuning(self)
+        self.exporting = Exporting(self)
+        self.session.options_changed.connect(self._on_options_changed)
+        if window is not None:
+            # Called when this object is gone already: plain Python, no Qt.
+            window.destroyed.connect(partial(close_all, self._threads))
+        application = QApplication.instance()
+        if application is not None:
+            application.aboutToQuit.connect(self.close)
+
+    def job(self, work: Work, doing: str, *, exclusive: bool = True) -> Job:
+        """A job whose thread ends with the window."""
+        self._threads[:] = [thread for thread in self._threads if not thread.ended]
+        job = Job(work, doing, exclusive=exclusive, parent=self)
+        self._threads.append(job.thread_side)
+        return job
+
+    def look_around(self) -> None:
+        """Read the library and try the device, beside the window; does nothing while that is under way."""
+        if self._looking is None:
+            self._looked_for = self.session.options.device_name
+            self._looking = self.job(partial(runs.look_around, self._looked_for), "looking for models and a device",
+                                     exclusive=False)
+            self._looking.received.connect(self._on_found)
+            self._looking.finished.connect(self._on_looked)
+            self._looking.failed.connect(self._on_looked)
+            self._looking.start()
+
+    def take_library(self, library: runs.LibraryFound) -> None:
+        """Tell the session what models there are."""
+        for problem in library.problems:
+            _log.warning("%s", problem)
+        self.session.set_models(library.models, library.default_base)
+
+    def close(self) -> None:
+        """Stop everything."""
+        close_all(self._threads)
+        self.annotating.close()
+        self.book.close()
+
+    def _on_found(self, found: runs.LibraryFound | runs.DeviceFound) -> None:
+        if isinstance(found, runs.LibraryFound):
+            self.take_library(found)
+        else:
+            self.session.set_device(found.text, found.note)
+
+    def _on_looked(self, error: CellbrushError | None) -> None:
+        self._looking = None
+        if error is not None:
+            self.session.set_device("No device", str(error))
+        self._on_options_changed()
+
+    def _on_options_changed(self) -> None:
+        if self._looked_for not in (None, self.session.options.device_name):
+            self.session.set_device("", "")
+            self.look_around()

@@ -1,0 +1,36 @@
+"""All four docks as tabs of one, in the order of the work."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from qtpy.QtWidgets import QTabWidget, QVBoxLayout, QWidget
+
+from napari_cellbrush.napari_ui.annotate_dock import AnnotateDock
+from napari_cellbrush.napari_ui.export_dock import ExportDock
+from napari_cellbrush.napari_ui.finetune_dock import FineTuneDock
+from napari_cellbrush.napari_ui.segment_dock import SegmentDock
+
+Tab = Literal["annotate", "finetune", "segment", "export"]
+
+
+class Workspace(QWidget):
+    """Annotate, Fine-tune, Segment and Export, beside each other."""
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__()
+        self.annotate = AnnotateDock(napari_viewer)
+        self.finetune = FineTuneDock(napari_viewer)
+        self.segment = SegmentDock(napari_viewer)
+        self.export = ExportDock(napari_viewer)
+        self.tabs = QTabWidget()
+        for title, dock in (("Annotate", self.annotate), ("Fine-tune", self.finetune), ("Segment", self.segment),
+                            ("Export", self.export)):
+            self.tabs.addTab(dock, title)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.tabs)
+
+    def show_tab(self, tab: Tab) -> None:
+        """Bring one of the four to the front."""
+        self.tabs.setCurrentWidget(getattr(self, tab))
