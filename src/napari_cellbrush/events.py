@@ -6,12 +6,29 @@ Generators of the engine yield these frozen values; nobody below the docks holds
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+Event = TypeVar("Event")
+Result = TypeVar("Result")
+
+
+def run_to_end(run: Generator[Event, None, Result], on_event: Callable[[Event], object] | None = None) -> Result:
+    """Drive a run to its end, telling ``on_event`` everything it yields, and give its result."""
+    while True:
+        try:
+            event = next(run)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        if on_event:
+            on_event(event)
 
 
 class StopToken:

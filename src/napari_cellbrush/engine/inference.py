@@ -23,7 +23,7 @@ from napari_cellbrush.engine.objects import objects_from_classes
 from napari_cellbrush.engine.planes import Normalisation, Planes
 from napari_cellbrush.engine.tiling import Tile, plan_tiles
 from napari_cellbrush.errors import OutOfMemory
-from napari_cellbrush.events import InferenceEvent, InferenceStarted, StopToken, TileSegmented, TileSizeReduced
+from napari_cellbrush.events import InferenceEvent, InferenceStarted, StopToken, TileSegmented, TileSizeReduced, run_to_end
 
 #: Largest automatic tile, in pixels: features of the first level should stay in a CPU's cache; a GPU wants work.
 _AUTO_TILE = {"cpu": 508, "cuda": 1532, "mps": 764}
@@ -155,16 +155,30 @@ def segment_array(
         "classes": stack axes + YX uint8, 1…K. "probabilities": K + stack axes + YX float32. "objects": stack axes +
         YX uint16 or uint32, 0 background, ids from 1, different on every plane. Zero where a stop left no answer.
     """
+    return run_to_end(segment_into_array(model, planes, output, config=config, device=device, stop=stop))
+
+
+def segment_into_array(
+    model: Model,
+    planes: Planes,
+    output: OutputKind = "classes",
+    *,
+    config: InferenceConfig | None = None,
+    device: Device | None = None,
+    stop: StopToken | None = None,
+) -> Generator[InferenceEvent, None, NDArray[np.generic]]:
+    """The same as :func:`segment_array`, for whoever wants to hear how far it is."""
     config = config or InferenceConfig()
     shape = planes.spatial_shape
     classes = np.zeros(shape, np.uint8)
     probabilities = np.zeros((model.n_classes, *shape), np.float32) if output == "probabilities" else None
     for event in segment_planes(model, planes, config=config, device=device, stop=stop):
         if isinstance(event, TileSegmented):
-            place = (*event.plane, event.rows, event.columns)
+            place: tuple[int | slice, ...] = (*event.plane, event.rows, event.columns)
             classes[place] = event.classes
             if probabilities is not None:
                 probabilities[(slice(None), *place)] = event.probabilities
+        yield event
     if probabilities is not None:
         return probabilities
     return objects_from_classes(classes, model.card.classes, config.min_object_px) if output == "objects" else classes

@@ -1,0 +1,383 @@
+"""Image files → lazy planes with the axes and pixel size that the file itself names.
+
+What a file holds is told by its first bytes, not by its suffix. Nothing is read that is not needed: uncompressed
+TIFF and npy are memory-mapped, other TIFF is decoded page by page, zarr chunk by chunk. What a header claims is
+checked against the size of the file before any of it is believed.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from napari_cellbrush.engine.axes import PixelSize
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.errors import CellbrushError, ImageError
+
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NPY_START = b"\x93NUMPY"
+_PICTURES = ("PNG", "JPEG", "BMP")
+#: Bytes; a compressed page up to this size is decoded whole, a larger one chunk by chunk (which needs zarr).
+_LARGEST_PAGE = 2**28
+#: Bytes of decoded pages kept, so that the tiles of a page decode it once.
+_PAGE_CACHE = 2**29
+#: No compression in use shrinks a real image more than this (deflate ends at 1,032).
+_LARGEST_RATIO = 5000
+#: µm; a larger "pixel size" of a file that is no microscope's is its print resolution (72 dpi: 353 µm).
+_LARGEST_UNNAMED_PIXEL = 20.0
+_MICROMETRES = {
+    "um": 1.0, "µm": 1.0, "μm": 1.0, "\\u00b5m": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
+    "micrometre": 1.0, "nm": 1e-3, "nanometer": 1e-3, "nanometre": 1e-3, "mm": 1e3, "millimeter": 1e3,
+    "millimetre": 1e3, "cm": 1e4, "centimeter": 1e4, "inch": 25400.0, "m": 1e6, "meter": 1e6, "å": 1e-4,
+    "angstrom": 1e-4,
+}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An opened image."""
+
+    planes: Planes
+    pixel_size: PixelSize
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a file holds. ``axes`` is None where the file does not say."""
+
+    data: Any
+    axes: str | None
+    pixel_size: PixelSize
+
+
+def open_image(path: Path | str, axes: str | None = None) -> ImageFile:
+    """Open an image lazily.
+
+    Parameters
+    ----------
+    path
+        TIFF (ImageJ, OME, tifffile or plain), a zarr or OME-Zarr folder, npy, PNG, JPEG or BMP.
+    axes
+        A letter of T, C, Z, Y, X, S per axis, for files that do not name them or name them wrongly. Pages of a TIFF
+        that says nothing about them are taken for a stack (Z).
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read, does not say what its axes are, or holds no usable image. The message names it.
+    """
+    path = Path(path)
+    source = _open(path)
+    letters = axes or source.axes
+    if letters is None:
+        raise ImageError(f"{path.name} has the shape {tuple(source.data.shape)} and does not say what its axes are",
+                         "Name them (command line: --axes), for example ZYX for a stack, TYX for a time lapse, CYX "
+                         "for channels")
+    try:
+        return ImageFile(Planes(source.data, letters, name=path.name), source.pixel_size, path)
+    except ImageError as error:
+        raise named(path, error) from error
+
+
+def open_labels(path: Path | str, axes: str | None = None) -> Any:
+    """Open labels or masks lazily.
+
+    Parameters
+    ----------
+    path
+        A file of any kind that :func:`open_image` takes; of a palette PNG the indices are read.
+    axes
+        The order to bring the axes into (those of the image, without channels), where the file names its own.
+
+    Returns
+    -------
+    array-like
+        Stack axes + YX, with the file's type.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be read, or holds colours.
+    """
+    path = Path(path)
+    source = _open(path, keep_palette=True)
+    own = source.axes or ""
+    if own.endswith("S"):
+        raise ImageError(f"{path.name} holds colours, labels are whole numbers, one per pixel",
+                         "Export the labels as 8 or 16 bit TIFF without colours")
+    if axes and own and own != axes and sorted(own) == sorted(axes):
+        return np.asarray(source.data).transpose([own.index(letter) for letter in axes])
+    return source.data
+
+
+def named(path: Path, error: CellbrushError) -> CellbrushError:
+    """The same error, with the file's name in front where it is not named yet."""
+    if path.name in error.problem:
+        return error
+    return type(error)(f"{path.name}: {error.problem}", error.remedy)
+
+
+def _open(path: Path, keep_palette: bool = False) -> _Source:
+    if path.is_dir():
+        return _open_zarr(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except FileNotFoundError as error:
+        raise ImageError(f"The file {path} does not exist", "Check the name and the folder") from error
+    except OSError as error:
+        raise ImageError(f"The file {path} cannot be read: {error.strerror}", "Check who may read it") from error
+    if start.startswith(_TIFF_STARTS):
+        return _open_tiff(path)
+    if start.startswith(_NPY_START):
+        return _open_npy(path)
+    return _open_picture(path, keep_palette)
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged file into a sentence that names the file.
+
+    Decoders raise nearly anything (ValueError, IndexError, struct.error, zlib.error, MemoryError …), so everything
+    is caught here, and here alone.
+    """
+    try:
+        yield
+    except CellbrushError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        if "imagecodecs" in reason:
+            raise ImageError(f"{path.name} is compressed in a way that needs the package imagecodecs",
+                             "Install it (pip install imagecodecs), or save the file uncompressed") from error
+        raise ImageError(f"{path.name} cannot be read as {kind}: {reason}",
+                         "Is it complete? Open it in Fiji and save it again as TIFF") from error
+
+
+# ------------------------------------------------------------------------------------------------------ TIFF
+
+
+def _open_tiff(path: Path) -> _Source:
+    with _reading(path, "TIFF"):
+        tiff = tifffile.TiffFile(path)
+        try:
+            series = tiff.series[0]
+            _check_claim(path, series)
+            source = _Source(_tiff_data(path, tiff, series), _tiff_axes(series.axes), _tiff_pixel_size(tiff, series))
+        except BaseException:
+            tiff.close()
+            raise
+        if isinstance(source.data, np.memmap):
+            tiff.close()
+        return source
+
+
+def _check_claim(path: Path, series: tifffile.TiffPageSeries) -> None:
+    """Refuse a header that claims more pixels than the file can hold."""
+    page = series.keyframe
+    size = path.stat().st_size
+    claimed = math.prod(series.shape) * page.bitspersample // 8
+    believable = size if page.compression == 1 else max(2**30, _LARGEST_RATIO * size)
+    if claimed > believable and not series.is_multifile:
+        raise ImageError(f"{path.name} claims {math.prod(series.shape):,} values ({claimed:,} bytes), "
+                         f"but the file has {size:,} bytes", "It is truncated or damaged: get it again")
+
+
+def _tiff_data(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Any:
+    if series.dataoffset is not None and not series.is_multifile and series.transform is None:
+        dtype = series.dtype.newbyteorder(tiff.byteorder)
+        return np.memmap(path, dtype, "r", series.dataoffset, tuple(series.shape))
+    if series.keyframe.nbytes <= _LARGEST_PAGE and _pages_fill(series):
+        return _TiffPages(path, tiff, series)
+    zarr = _zarr(path, f"{path.name} is compressed and large, reading it piece by piece")
+    return _Guarded(path, "TIFF", zarr.open(tiff.aszarr(series=0, level=0), mode="r"))
+
+
+def _pages_fill(series: tifffile.TiffPageSeries) -> bool:
+    """Whether the last axes of the series are those of a page, and the pages make up the others."""
+    page = series.keyframe.shape
+    split = len(series.shape) - len(page)
+    return series.shape[split:] == page and math.prod(series.shape[:split]) == len(series.pages)
+
+
+class _TiffPages:
+    """Compressed pages as one lazy array; a page is decoded whole, the last few are kept."""
+
+    def __init__(self, path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:
+        self.shape = tuple(int(n) for n in series.shape)
+        self.dtype = series.dtype
+        self._path = path
+        self._pages = series.pages
+        self._page_shape = series.keyframe.shape
+        self._lock = threading.Lock()
+        self._page: Callable[[int], NDArray[Any]] = lru_cache(max(1, _PAGE_CACHE // series.keyframe.nbytes))(
+            self._decoded)
+        weakref.finalize(self, tiff.close)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        n_stack = self.ndim - len(self._page_shape)
+        key = _full_key(key, self.ndim)
+        numbers = np.arange(len(self._pages)).reshape(self.shape[:n_stack])[key[:n_stack]]
+        windows = np.stack([self._page(int(number))[key[n_stack:]] for number in np.ravel(numbers)])
+        stacked: NDArray[Any] = windows.reshape(np.shape(numbers) + windows.shape[1:])
+        return stacked
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[...], dtype)
+
+    def _decoded(self, number: int) -> NDArray[Any]:
+        with _reading(self._path, "TIFF"), self._lock:
+            page = self._pages[number]
+            # A page that an OME file announces and does not hold is black, as the OME model says.
+            return np.zeros(self._page_shape, self.dtype) if page is None else page.asarray()
+
+
+def _full_key(key: Any, ndim: int) -> tuple[Any, ...]:
+    parts = key if isinstance(key, tuple) else (key,)
+    if any(part is Ellipsis for part in parts):
+        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts = (*parts[:at], *[slice(None)] * (ndim - len(parts) + 1), *parts[at + 1 :])
+    return (*parts, *[slice(None)] * (ndim - len(parts)))
+
+
+def _tiff_axes(axes: str) -> str | None:
+    if "S" in axes and not axes.endswith("S"):
+        axes = axes.replace("S", "C")  # colours plane by plane are channels
+    if "Z" not in axes:
+        axes = axes.replace("I", "Z")  # pages of a file that says nothing about them
+    return axes if set(axes) <= set("TCZYXS") else None
+
+
+def _tiff_pixel_size(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> PixelSize:
+    if tiff.is_ome:
+        return _ome_pixel_size(tiff.ome_metadata or "")
+    per_unit_x, per_unit_y = series.keyframe.resolution
+    y, x = (1 / float(n) if n else math.nan for n in (per_unit_y, per_unit_x))
+    if tiff.is_imagej:
+        metadata = tiff.imagej_metadata or {}
+        return _pixel_size(y, x, metadata.get("spacing"), str(metadata.get("unit", "")))
+    size = _pixel_size(y, x, None, {2: "inch", 3: "cm"}.get(int(series.keyframe.resolutionunit), ""))
+    return size if size.unit == "µm" and max(size.y, size.x) <= _LARGEST_UNNAMED_PIXEL else PixelSize(1.0, 1.0)
+
+
+def _ome_pixel_size(xml: str) -> PixelSize:
+    for element in ElementTree.fromstring(xml).iter():
+        if element.tag.rpartition("}")[2] == "Pixels":
+            sizes = {letter: _micrometres(element.get(f"PhysicalSize{letter}"),
+                                          element.get(f"PhysicalSize{letter}Unit", "µm")) for letter in "XYZ"}
+            return _pixel_size(sizes["Y"], sizes["X"], sizes["Z"], "µm")
+    return PixelSize(1.0, 1.0)
+
+
+def _pixel_size(y: Any, x: Any, z: Any, unit: str) -> PixelSize:
+    """Micrometres where the unit is a known length and the numbers make sense, else pixels."""
+    values = [_micrometres(value, unit) for value in (y, x, z)]
+    if values[0] is not None and values[1] is not None:
+        return PixelSize(values[0], values[1], values[2], "µm")
+    return PixelSize(1.0, 1.0)
+
+
+def _micrometres(value: Any, unit: str) -> float | None:
+    factor = _MICROMETRES.get(unit.strip().lower())
+    try:
+        micrometres = float(value) * factor if factor else math.nan
+    except (TypeError, ValueError):
+        return None
+    return micrometres if 0 < micrometres < math.inf else None
+
+
+# ------------------------------------------------------------------------------------------------ other kinds
+
+
+def _open_npy(path: Path) -> _Source:
+    with _reading(path, "npy"):
+        data = np.load(path, mmap_mode="r", allow_pickle=False)
+        return _Source(data, "YX" if data.ndim == 2 else None, PixelSize(1.0, 1.0))
+
+
+def _open_picture(path: Path, keep_palette: bool) -> _Source:
+    from PIL import Image, UnidentifiedImageError
+
+    with _reading(path, "an image"):
+        try:
+            picture = Image.open(path, formats=_PICTURES)
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{path.name} is no image of a known kind",
+                             "Give TIFF, OME-Zarr, npy, PNG or JPEG") from error
+        with picture:
+            plain = {"LA": "L", "P": "P" if keep_palette else "RGB"}.get(picture.mode, picture.mode)
+            colours = plain not in {"1", "L", "P", "F"} and not plain.startswith("I")
+            plain = "RGB" if colours and plain != "RGBA" else plain
+            data = np.asarray(picture if plain == picture.mode else picture.convert(plain))
+        return _Source(data, "YXS" if colours else "YX", PixelSize(1.0, 1.0))
+
+
+def _open_zarr(path: Path) -> _Source:
+    zarr = _zarr(path, f"{path.name} is a folder, reading it as zarr")
+    with _reading(path, "zarr"):
+        node = zarr.open(str(path), mode="r")
+        if hasattr(node, "shape"):
+            return _Source(_Guarded(path, "zarr", node), "YX" if node.ndim == 2 else None, PixelSize(1.0, 1.0))
+        attributes = dict(node.attrs)
+        multiscales = attributes.get("ome", attributes).get("multiscales")
+        if not multiscales:
+            raise ImageError(f"{path.name} holds no image", "Give a zarr array, or an OME-Zarr image")
+        largest = multiscales[0]["datasets"][0]
+        axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscales[0].get("axes", "tczyx")]
+        letters = "".join(str(axis["name"]).upper() for axis in axes)
+        data = _Guarded(path, "zarr", node[largest["path"]])
+        return _Source(data, letters, _zarr_pixel_size(largest, axes))
+
+
+def _zarr_pixel_size(dataset: dict[str, Any], axes: list[dict[str, Any]]) -> PixelSize:
+    scales = [t["scale"] for t in dataset.get("coordinateTransformations", []) if t.get("type") == "scale"]
+    if not scales:
+        return PixelSize(1.0, 1.0)
+    sizes = {str(axis["name"]).upper(): _micrometres(value, str(axis.get("unit", "")))
+             for axis, value in zip(axes, scales[0], strict=True)}
+    return _pixel_size(sizes.get("Y"), sizes.get("X"), sizes.get("Z"), "µm")
+
+
+class _Guarded:
+    """A lazy array whose read errors name its file."""
+
+    def __init__(self, path: Path, kind: str, data: Any) -> None:
+        self.shape = tuple(int(n) for n in data.shape)
+        self.dtype = np.dtype(data.dtype)
+        self._path, self._kind, self._data = path, kind, data
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        with _reading(self._path, self._kind):
+            return np.asarray(self._data[key])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[...], dtype)
+
+
+def _zarr(path: Path, why: str) -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImageError(f"{why} needs the package zarr", "Install it: pip install zarr") from error
+    return zarr
