@@ -57,6 +57,8 @@ class MaskEntry:
     shape: tuple[int, ...]
     #: Whether it holds whole numbers (labels) rather than probabilities.
     labels: bool
+    #: What a run wrote into it: "objects", "classes" or "probability"; empty for all other layers.
+    output: str = ""
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ class AnnotateDock(Dock):
         self.axes.setToolTip("One letter per axis: T time, C channel, Z depth, Y row, X column, S colour")
         self.axes_words = wrapped_label()
         form = self.form()
-        form.addRow("Image", self.image)
-        form.addRow("Axes", self.axes)
-        form.addRow("", self.axes_words)
+        self.row(form, "Image", self.image)
+        self.row(form, "Axes", self.axes)
+        self.row(form, "", self.axes_words)
         self.new = QPushButton("New annotation")
         self.new.setMinimumHeight(BIG_BUTTON_PX)
         self.take_over = QPushButton("From labels…")
@@ -70,7 +70,7 @@ class AnnotateDock(Dock):
         row = QHBoxLayout()
         row.addWidget(self.brush, 1)
         row.addWidget(self.brush_box)
-        self.form().addRow("Brush", row)
+        self.row(self.form(), "Brush", row)
 
     def _connect(self) -> None:
         session = self.session

@@ -14,7 +14,6 @@ from napari.layers import Labels
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
-from napari_cellbrush.engine.annotation import objects_to_classes, whole_numbers
 from napari_cellbrush.errors import AnnotationError
 from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.layer_book import LayerBook
@@ -67,12 +66,16 @@ class Annotating(QObject):
         CellbrushError
             If shapes do not fit, or a value is no class.
         """
+        # Brings scipy and scikit-image along, for which opening the dock need not wait.
+        from napari_cellbrush.engine.annotation import objects_to_classes, whole_numbers
+
         image = self._image(image_key)
         source = self._book.layer(labels_key)
         data = layers.labels_as_annotation(source, image.axes, image.shape)
         data = whole_numbers(data, f"the labels '{source.name}'")
         if kind == "objects":
-            data = _planewise_classes(data)
+            planes = [objects_to_classes(data[index]) for index in np.ndindex(data.shape[:-2])]
+            data = np.stack(planes).reshape(data.shape)
         highest = int(data.max(initial=0))
         if highest > len(self._session.classes) or int(data.min(initial=0)) < 0:
             raise AnnotationError(
@@ -265,10 +268,3 @@ class PixelCounter(QObject):
             return
         counts = [c for c in self._counts.values() if len(c) == n_classes]
         self._session.set_painted(self._image_key, [int(n) for n in sum(counts, np.zeros(n_classes, np.int64))])
-
-
-def _planewise_classes(instances: NDArray[Any]) -> NDArray[np.uint8]:
-    classes = np.zeros(instances.shape, np.uint8)
-    for index in np.ndindex(instances.shape[:-2]):
-        classes[index] = objects_to_classes(instances[index])
-    return classes

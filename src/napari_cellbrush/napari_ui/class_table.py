@@ -107,6 +107,7 @@ class ClassTable(QTableWidget):
         if rows is not None and columns is not None:
             rows.hide()
             rows.setDefaultSectionSize(ROW_PX)
+            columns.setFixedHeight(ROW_PX)
             columns.setHighlightSections(False)
             columns.setSectionsClickable(False)
             columns.setMinimumSectionSize(28)
@@ -114,9 +115,7 @@ class ClassTable(QTableWidget):
             columns.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
 
     def _fit_height(self) -> None:
-        header = self.horizontalHeader()
-        header_px = header.sizeHint().height() if header is not None else 0
-        self.setFixedHeight(header_px + ROW_PX * min(self.rowCount(), MOST_ROWS) + 2 * self.frameWidth() + 2)
+        self.setFixedHeight(ROW_PX * (1 + min(self.rowCount(), MOST_ROWS)) + 2 * self.frameWidth() + 2)
 
     def _set(self, row: int, column: int, text: str, *, editable: bool = True, color: str = "", tip: str = "") -> None:
         item = self.item(row, column)

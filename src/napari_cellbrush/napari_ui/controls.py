@@ -111,18 +111,19 @@ class RunPanel(QWidget):
         font.setBold(True)
         font.setPointSizeF(font.pointSizeF() * 1.15)
         self.button.setFont(font)
+        self.reason = wrapped_label()
         self.progress = QProgressBar()
         self.count = QLabel()
         self.notice = NoticeLabel()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 4, 0, 0)
-        for widget in (self.button, self.progress, self.count, self.notice):
+        for widget in (self.button, self.reason, self.progress, self.count, self.notice):
             layout.addWidget(widget)
         self.progress.setTextVisible(False)
         self.button.clicked.connect(self._on_clicked)
 
     def setValue(self, run: Run, why_not: str) -> None:
-        """Show how a run stands, and why it cannot start (empty if it can)."""
+        """Show how a run stands and, if it cannot start, the reason in words."""
         self._phase = run.phase
         self.button.setText(self._stop_text if run.busy else self._start_text)
         self.button.setEnabled(run.phase is Phase.RUNNING or (not run.busy and not why_not))
@@ -133,8 +134,9 @@ class RunPanel(QWidget):
         self.progress.setValue(round((run.fraction or 0) * PROGRESS_STEPS))
         left = f", about {duration_in_words(run.seconds_left)} left" if run.seconds_left is not None else ""
         self.count.setText(f"{run.count}{left}".capitalize())
-        show_reason = bool(why_not) and not run.busy
-        self.notice.setValue(Notice(why_not) if show_reason and run.notice.kind != "error" else run.notice)
+        self.reason.setText("" if run.busy else why_not)
+        self.reason.setVisible(bool(self.reason.text()))
+        self.notice.setValue(run.notice)
 
     def _on_clicked(self) -> None:
         if self._phase is Phase.IDLE:

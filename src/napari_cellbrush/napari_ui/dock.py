@@ -5,18 +5,23 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psygnal import SignalInstance
 from qtpy.compat import isalive
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QFormLayout, QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFormLayout, QFrame, QLabel, QLayout, QScrollArea, QVBoxLayout, QWidget
 
 from napari_cellbrush.napari_ui.workbench import workbench_for
+from napari_cellbrush.session import Session
+
+if TYPE_CHECKING:
+    from napari_cellbrush.engine.model_file import ModelEntry
 
 WIDTH_PX = 320
 MARGIN_PX = 8
 SPACING_PX = 8
+LABEL_PX = 62
 
 
 class Dock(QWidget):
@@ -68,8 +73,20 @@ class Dock(QWidget):
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.setVerticalSpacing(6)
+        form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft)
         self.column.addLayout(form)
         return form
+
+    def row(self, form: QFormLayout, label: str, field: QWidget | QLayout) -> None:
+        """Add a row; fields of all blocks begin at the same place."""
+        title = QLabel(label)
+        title.setMinimumWidth(LABEL_PX)
+        if isinstance(field, QWidget):
+            title.setBuddy(field)
+            title.setToolTip(field.toolTip())
+            form.addRow(title, field)
+        else:
+            form.addRow(title, field)
 
     def heading(self, text: str) -> None:
         """A title above a block."""
@@ -88,6 +105,20 @@ class Dock(QWidget):
 
     def _refresh(self) -> None:
         raise NotImplementedError
+
+
+def model_choices(session: Session) -> list[tuple[str, str, str]]:
+    """The library for a :class:`~napari_cellbrush.napari_ui.controls.ChoiceBox`."""
+    return [(entry.name, f"{entry.name} (built in)" if entry.bundled else entry.name, _about(entry))
+            for entry in session.models or ()]
+
+
+def _about(entry: ModelEntry) -> str:
+    card = entry.card
+    lines = [entry.name, card.description, "Classes: " + ", ".join(definition.name for definition in card.classes),
+             "Channels: any number" if card.any_channels else f"Channels: {card.in_channels}",
+             f"Tuned from {card.base_name}, {card.created}" if card.base_name else ""]
+    return "\n".join(filter(None, lines))
 
 
 def _disconnect(signal: SignalInstance, call: Callable[..., None], _: Any = None) -> None:

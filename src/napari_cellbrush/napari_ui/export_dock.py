@@ -24,6 +24,7 @@ class ExportDock(Dock):
 
     def _build(self) -> None:
         self._mask: MaskEntry | None = None
+        self._chosen = False
         self._edited_path = False
         self.layer = ChoiceBox()
         self.format = ChoiceBox()
@@ -40,12 +41,12 @@ class ExportDock(Dock):
         self.axes_words = wrapped_label()
         self.size_line = wrapped_label()
         form = self.form()
-        form.addRow("Layer", self.layer)
-        form.addRow("Format", self.format)
-        form.addRow("File", path_row)
-        form.addRow("Axes", self.axes)
-        form.addRow("", self.axes_words)
-        form.addRow("Pixel size", self.size_line)
+        self.row(form, "Layer", self.layer)
+        self.row(form, "Format", self.format)
+        self.row(form, "File", path_row)
+        self.row(form, "Axes", self.axes)
+        self.row(form, "", self.axes_words)
+        self.row(form, "Pixel size", self.size_line)
         self.run = RunPanel("Export", "Exporting…")
         self.column.addWidget(self.run)
 
@@ -68,11 +69,9 @@ class ExportDock(Dock):
 
     def _refresh(self) -> None:
         masks = {mask.key: mask for mask in self.session.masks}
-        annotations = set(self.session.annotations.values())
-        results = [mask for mask in masks.values() if mask.key not in annotations]
         before = self._mask
-        kept = masks.get(before.key) if before else None
-        self._mask = kept or next(iter(results or masks.values()), None)
+        kept = masks.get(before.key) if before and self._chosen else None
+        self._mask = kept or min(masks.values(), key=_preference, default=None)
         self.layer.set_choices([(mask.key, mask.name, "") for mask in masks.values()],
                                self._mask.key if self._mask else None, "Segment first")
         if self._mask is None or before is None or self._mask.key != before.key:
@@ -113,6 +112,7 @@ class ExportDock(Dock):
 
     def _on_layer_chosen(self, key: str) -> None:
         found = next((mask for mask in self.session.masks if mask.key == key), None)
+        self._chosen = found is not None
         if found is not None and found != self._mask:
             self._mask = found
             self.layer.setValue(key)
@@ -151,9 +151,14 @@ class ExportDock(Dock):
         return answer == QMessageBox.StandardButton.Yes
 
 
+def _preference(mask: MaskEntry) -> int:
+    """What people most likely want to save comes first."""
+    return ("objects", "classes", "probability", "").index(mask.output)
+
+
 def size_in_words(size: PixelSize) -> str:
     """For example "0.2 × 0.1 µm (row × column)"."""
     numbers = [f"{value:.4g}" for value in (size.z, size.y, size.x) if value is not None]
     names = "depth × row × column" if size.z is not None else "row × column"
-    unit = "µm" if size.unit == "µm" else "(the layer has no unit)"
-    return f"{' × '.join(numbers)} {unit}, {names}" if size.unit == "µm" else f"{' × '.join(numbers)}, {unit}"
+    unit = "µm" if size.unit == "µm" else "in the layer's own unit"
+    return f"{' × '.join(numbers)} {unit} ({names})" if set(numbers) != {"1"} or size.unit == "µm" else "not known"

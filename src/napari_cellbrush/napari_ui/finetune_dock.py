@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QPushButton
+from typing import TYPE_CHECKING
+
+from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QPushButton, QVBoxLayout
 
 from napari_cellbrush.config import TrainingConfig
 from napari_cellbrush.events import TrainingEvent, TrainingStarted, TrainingStep, ValidationScored
 from napari_cellbrush.napari_ui.config_form import ConfigForm
 from napari_cellbrush.napari_ui.controls import ChoiceBox, RunPanel, wrapped_label
-from napari_cellbrush.napari_ui.curve import LearningCurve
-from napari_cellbrush.napari_ui.dock import Dock
+from napari_cellbrush.napari_ui.dock import Dock, model_choices
 from napari_cellbrush.session import SCRATCH
 
-DEVICES = (("auto", "Automatic (GPU if there is one)", ""), ("cpu", "CPU", ""),
-           ("cuda", "NVIDIA or AMD GPU (CUDA)", ""), ("mps", "Apple GPU (MPS)", ""))
+if TYPE_CHECKING:
+    from napari_cellbrush.napari_ui.curve import LearningCurve
+
+DEVICES = (("auto", "Automatic", "The GPU if there is one that works, else the CPU"), ("cpu", "CPU", ""),
+           ("cuda", "GPU (CUDA)", ""), ("mps", "Apple GPU (MPS)", ""))
 _SCORE_TIP = ("Mean intersection over union of the classes, from 0 to 1, on strokes that were kept away from training. "
               "Base and tuned model are measured on the same pixels.")
 
@@ -28,12 +32,13 @@ class FineTuneDock(Dock):
         self.name = QLineEdit()
         self.name.setToolTip("The new model is saved under this name; one with the same name is never overwritten")
         form = self.form()
-        form.addRow("Start from", self.base)
-        form.addRow("Save as", self.name)
+        self.row(form, "Start from", self.base)
+        self.row(form, "Save as", self.name)
         self.run = RunPanel("Fine-tune", "Stop and keep best")
         self.column.addWidget(self.run)
-        self.curve = LearningCurve()
-        self.column.addWidget(self.curve)
+        self.curve: LearningCurve | None = None
+        self._curve_place = QVBoxLayout()
+        self.column.addLayout(self._curve_place)
         self.score = QLabel()
         self.score.setToolTip(_SCORE_TIP)
         self.no_score = wrapped_label()
@@ -50,9 +55,8 @@ class FineTuneDock(Dock):
         self.device = ChoiceBox()
         self.device.set_choices(DEVICES, self.session.options.device_name)
         self.device_line = wrapped_label()
-        form = self.form()
-        form.addRow("Device", self.device)
-        form.addRow("", self.device_line)
+        self.row(self.form(), "Device", self.device)
+        self.column.addWidget(self.device_line)
         self.config = ConfigForm(TrainingConfig)
         self.column.addWidget(self.config)
 
@@ -74,15 +78,13 @@ class FineTuneDock(Dock):
             self.listen(signal, self._refresh)
         self.listen(session.training_event, self._show_event)
         self.listen(session.training_forgotten, self._refresh_curve)
-        self.bench.look_around()
+        self.bench.look_around_soon()
 
     # ---------------------------------------------------------------------------------------------- showing
 
     def _refresh(self) -> None:
         session = self.session
-        models = [(m.name, m.name if m.bundled else f"{m.name} (yours)", m.card.description) for m in
-                  session.models or ()]
-        choices = [*models, (SCRATCH, "Scratch (random weights)", "Needs many strokes and more time")]
+        choices = [*model_choices(session), (SCRATCH, "Scratch (random weights)", "Needs many strokes and more time")]
         self.base.set_choices(choices if session.models is not None else [], session.base, "Looking for models…")
         self.segment_after.setChecked(session.options.segment_after_training)
         self.device.setValue(session.options.device_name)
@@ -106,6 +108,7 @@ class FineTuneDock(Dock):
         before, after = (tuned.base_score, tuned.score) if tuned else (started.base_score if started else None, None)
         named = [(word, value) for word, value in (("before", before), ("after", after)) if value is not None]
         scores = "  →  ".join(f"{word} {value:.2f}" for word, value in named)
+        scores = scores.removeprefix("after ") if before is None else scores
         self.score.setText(f"Held-out strokes: <b>{scores}</b>" if scores else "")
         self.score.setVisible(bool(scores))
         reason = started.no_score_reason if started else ""
@@ -119,20 +122,31 @@ class FineTuneDock(Dock):
         return events[0] if events and isinstance(events[0], TrainingStarted) else None
 
     def _refresh_curve(self) -> None:
-        self.curve.clear()
-        self.curve.setVisible(bool(self.session.training_events))
+        if self.curve is not None:
+            self.curve.clear()
+            self.curve.hide()
         for event in self.session.training_events:
             self._show_event(event)
 
     def _show_event(self, event: TrainingEvent) -> None:
+        curve = self._shown_curve()
         if isinstance(event, TrainingStarted):
-            self.curve.setVisible(True)
-            self.curve.start(event.n_steps, event.base_score)
+            curve.start(event.n_steps, event.base_score)
             self._refresh_outcome()
         elif isinstance(event, TrainingStep):
-            self.curve.add_loss(event.step, event.loss)
+            curve.add_loss(event.step, event.loss)
         elif isinstance(event, ValidationScored):
-            self.curve.add_score(event.step, event.score)
+            curve.add_score(event.step, event.score)
+
+    def _shown_curve(self) -> LearningCurve:
+        if self.curve is None:
+            # Its plotting library takes half a second to load, for which opening the dock need not wait.
+            from napari_cellbrush.napari_ui.curve import LearningCurve
+
+            self.curve = LearningCurve()
+            self._curve_place.addWidget(self.curve)
+        self.curve.show()
+        return self.curve
 
     # ----------------------------------------------------------------------------------------------- acting
 

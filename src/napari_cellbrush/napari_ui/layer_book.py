@@ -44,7 +44,7 @@ class LayerBook:
 
     def layer(self, key: str | None) -> Any:
         """The layer of a key; None if it was removed."""
-        return next((layer for layer in self.viewer.layers if layer.unique_id == key), None)
+        return next((layer for layer in self.viewer.layers if str(layer.unique_id) == key), None)
 
     def add(self, layer: Layer, above: Layer | None = None) -> str:
         """Add a layer without touching the selection, directly above another or on top; its key."""
@@ -104,7 +104,8 @@ class LayerBook:
     @staticmethod
     def _mask(layer: Layer) -> MaskEntry:
         shape = tuple(int(n) for n in layers.full_resolution(layer).shape)
-        return MaskEntry(str(layer.unique_id), layer.name, shape, isinstance(layer, Labels))
+        output = str(layers.note_of(layer).get("output", ""))
+        return MaskEntry(str(layer.unique_id), layer.name, shape, isinstance(layer, Labels), output)
 
 
 def _is_result(layer: Layer) -> bool:

@@ -24,6 +24,7 @@ from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError
 METADATA_KEY = "cellbrush"
 ANNOTATION_OPACITY = 0.75
 RESULT_OPACITY = 0.5
+PROBABILITY_OPACITY = 0.8
 #: Opacity of the background class in a result: enough to see what is segmented already.
 BACKGROUND_ALPHA = 0.25
 #: Rows looked at together when pixels are counted.
@@ -120,11 +121,13 @@ def new_labels(image: Layer, image_axes: str, data: NDArray[Any], name: str, **l
 
 
 def new_probability(image: Layer, image_axes: str, name: str, color: str) -> Image:
-    """An additive image layer, float32 in [0, 1], that lies on an image."""
+    """An image layer, float32 in [0, 1], that lies on an image: the likelier, the less transparent."""
     axes = labels_axes(image_axes)
     data = np.zeros(labels_shape(image_axes, full_resolution(image).shape), np.float32)
-    return Image(data, name=name, metadata={METADATA_KEY: {"axes": axes}}, contrast_limits=(0, 1), blending="additive",
-                 colormap=Colormap(["black", color], name=f"to {color}"), **placement(image, image_axes))
+    # Additive colours would turn a bright-field image white.
+    colormap = Colormap([f"{color}00", f"{color}ff"], name=f"to {color}")
+    return Image(data, name=name, metadata={METADATA_KEY: {"axes": axes}}, contrast_limits=(0, 1), colormap=colormap,
+                 blending="translucent", opacity=PROBABILITY_OPACITY, **placement(image, image_axes))
 
 
 def note_of(layer: Layer) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class ResultLayers:
                      fresh: bool) -> Any:
         found = self._book.layer(self._keys.get((image.key, kind)))
         shape = layers.labels_shape(image.axes, image.shape)
-        if found is not None and not fresh and found.unique_id not in self._edited and found.data.shape == shape:
+        if found is not None and not fresh and str(found.unique_id) not in self._edited and found.data.shape == shape:
             return found
         layer = make()
         layers.note_on(layer, output=kind.split()[0], image=image.name)

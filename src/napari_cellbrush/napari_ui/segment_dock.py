@@ -7,7 +7,7 @@ from qtpy.QtWidgets import QCheckBox
 from napari_cellbrush.config import InferenceConfig
 from napari_cellbrush.napari_ui.config_form import ConfigForm
 from napari_cellbrush.napari_ui.controls import ChoiceBox, RunPanel, wrapped_label
-from napari_cellbrush.napari_ui.dock import Dock
+from napari_cellbrush.napari_ui.dock import Dock, model_choices
 
 SCOPES = (
     ("view", "Current view", "Only what the camera shows, on the plane that is shown: quick to try a model"),
@@ -33,13 +33,13 @@ class SegmentDock(Dock):
         self.output = ChoiceBox()
         self.output.set_choices(OUTPUTS, self.session.options.output)
         form = self.form()
-        form.addRow("Image", self.image)
-        form.addRow("Model", self.model)
-        form.addRow("Scope", self.scope)
-        form.addRow("Result", self.output)
+        self.row(form, "Image", self.image)
+        self.row(form, "Model", self.model)
+        self.row(form, "Scope", self.scope)
+        self.row(form, "Result", self.output)
         self.keep = QCheckBox("Keep earlier results")
         self.keep.setToolTip("Make new layers instead of writing into those of the last run")
-        form.addRow("", self.keep)
+        self.row(form, "", self.keep)
         self.run = RunPanel("Segment", "Stop")
         self.column.addWidget(self.run)
         self.heading("Settings")
@@ -63,16 +63,14 @@ class SegmentDock(Dock):
         for signal in (session.images_changed, session.image_chosen, session.models_changed, session.options_changed,
                        session.device_changed):
             self.listen(signal, self._refresh)
-        self.bench.look_around()
+        self.bench.look_around_soon()
 
     def _refresh(self) -> None:
         session, options = self.session, self.session.options
         image = session.image
         self.image.set_choices([(i.key, i.name, "") for i in session.images], image.key if image else None,
                                "Open an image first")
-        models = [(m.name, m.name if m.bundled else f"{m.name} (yours)", m.card.description)
-                  for m in session.models or ()]
-        self.model.set_choices(models, session.model,
+        self.model.set_choices(model_choices(session), session.model,
                                "Looking for models…" if session.models is None else "None yet: fine-tune one")
         self.scope.setValue(options.scope)
         self.output.setValue(options.output)

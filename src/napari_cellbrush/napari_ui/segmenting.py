@@ -222,6 +222,6 @@ class Segmenting(QObject):
         self._run.end(text, kind)
 
     def _on_layer_removed(self, key: str) -> None:
-        if any(layer.unique_id == key for sheet in self._sheets for layer in sheet.layers()):
+        if any(str(layer.unique_id) == key for sheet in self._sheets for layer in sheet.layers()):
             self._lost_layer = True
             self.stop()

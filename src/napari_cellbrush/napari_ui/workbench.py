@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from qtpy.QtCore import QObject
+from qtpy.QtCore import QObject, QTimer
 from qtpy.QtWidgets import QApplication
 
 from napari_cellbrush.config import DeviceName
@@ -20,6 +20,9 @@ from napari_cellbrush.napari_ui.layer_book import LayerBook
 from napari_cellbrush.napari_ui.segmenting import Segmenting
 from napari_cellbrush.napari_ui.worker import Job, Work, WorkThread, close_all
 from napari_cellbrush.session import Session
+
+#: Milliseconds between opening a dock and looking for models and a device.
+LOOK_AFTER_MS = 300
 
 _log = logging.getLogger(__name__)
 _workbenches: WeakKeyDictionary[Any, Workbench] = WeakKeyDictionary()
@@ -45,6 +48,7 @@ class Workbench(QObject):
         super().__init__(window)
         self._threads: list[WorkThread] = []
         self._looking: Job | None = None
+        self._closed = False
         self._looked_for: DeviceName | None = None
         self.session = Session()
         self.book = LayerBook(viewer, self.session)
@@ -69,7 +73,7 @@ class Workbench(QObject):
 
     def look_around(self) -> None:
         """Read the library and try the device, beside the window; does nothing while that is under way."""
-        if self._looking is None:
+        if self._looking is None and not self._closed:
             self._looked_for = self.session.options.device_name
             self._looking = self.job(partial(runs.look_around, self._looked_for), "looking for models and a device",
                                      exclusive=False)
@@ -77,6 +81,11 @@ class Workbench(QObject):
             self._looking.finished.connect(self._on_looked)
             self._looking.failed.connect(self._on_looked)
             self._looking.start()
+
+    def look_around_soon(self) -> None:
+        """Look around once the dock that asks is drawn: importing torch slows the window down."""
+        if self.session.models is None:
+            QTimer.singleShot(LOOK_AFTER_MS, self.look_around)
 
     def take_library(self, library: runs.LibraryFound) -> None:
         """Tell the session what models there are."""
@@ -86,6 +95,7 @@ class Workbench(QObject):
 
     def close(self) -> None:
         """Stop everything."""
+        self._closed = True
         close_all(self._threads)
         self.annotating.close()
         self.book.close()

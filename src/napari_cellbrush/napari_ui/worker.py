@@ -213,7 +213,7 @@ def close_all(threads: list[WorkThread]) -> None:
     deadline = time.monotonic() + CLOSING_S
     for thread in threads:
         if not thread.join(max(0.0, deadline - time.monotonic())):
-            _log.warning("A thread was still computing when its window closed")
+            _log.info("A thread was still computing when its window closed")
     threads.clear()
 
 

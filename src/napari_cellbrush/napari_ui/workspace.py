@@ -10,6 +10,7 @@ from napari_cellbrush.napari_ui.annotate_dock import AnnotateDock
 from napari_cellbrush.napari_ui.export_dock import ExportDock
 from napari_cellbrush.napari_ui.finetune_dock import FineTuneDock
 from napari_cellbrush.napari_ui.segment_dock import SegmentDock
+from napari_cellbrush.napari_ui.workbench import workbench_for
 
 Tab = Literal["annotate", "finetune", "segment", "export"]
 
@@ -19,6 +20,7 @@ class Workspace(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
+        self.session = workbench_for(napari_viewer).session
         self.annotate = AnnotateDock(napari_viewer)
         self.finetune = FineTuneDock(napari_viewer)
         self.segment = SegmentDock(napari_viewer)
