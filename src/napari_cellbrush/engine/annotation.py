@@ -108,7 +108,7 @@ def collect_annotation(images: Sequence[Planes], labels: Sequence[Any],
         raise AnnotationError(f"Got {len(images)} image(s) and {len(labels)} set(s) of labels",
                               "Give one set of labels per image, in the same order")
     planes = [plane for number, (image, given) in enumerate(zip(images, labels, strict=True))
-              for plane in _labelled_planes(number, image, given, len(classes))]
+              for plane in labelled_planes(number, image, given, len(classes))]
     annotation = Annotation(tuple(planes), len(classes), tuple(definition.name for definition in classes))
     painted = [number for number, count in enumerate(annotation.pixels_per_class) if count]
     if not painted:
@@ -119,7 +119,14 @@ def collect_annotation(images: Sequence[Planes], labels: Sequence[Any],
     return annotation
 
 
-def _labelled_planes(number: int, image: Planes, labels: Any, n_classes: int) -> Iterator[LabelledPlane]:
+def labelled_planes(number: int, image: Planes, labels: Any, n_classes: int) -> Iterator[LabelledPlane]:
+    """The planes of image ``number`` that have any labels, checked against the image.
+
+    Raises
+    ------
+    AnnotationError
+        If shapes differ or a value is no class.
+    """
     array = labels if hasattr(labels, "shape") else np.asarray(labels)
     if tuple(array.shape) != tuple(image.spatial_shape):
         raise AnnotationError(

@@ -23,7 +23,14 @@ from napari_cellbrush.engine.objects import objects_from_classes
 from napari_cellbrush.engine.planes import Normalisation, Planes
 from napari_cellbrush.engine.tiling import Tile, plan_tiles
 from napari_cellbrush.errors import OutOfMemory
-from napari_cellbrush.events import InferenceEvent, InferenceStarted, StopToken, TileSegmented, TileSizeReduced, run_to_end
+from napari_cellbrush.events import (
+    InferenceEvent,
+    InferenceStarted,
+    StopToken,
+    TileSegmented,
+    TileSizeReduced,
+    run_to_end,
+)
 
 #: Largest automatic tile, in pixels: features of the first level should stay in a CPU's cache; a GPU wants work.
 _AUTO_TILE = {"cpu": 508, "cuda": 1532, "mps": 764}

@@ -1,0 +1,514 @@
+"""The command line: the engine without a window.
+
+Exit codes: 0 all went well; 1 a file or step failed (the other files went on); 2 the command itself is wrong;
+130 stopped with Ctrl-C. Results go to the output stream, progress and problems to the error stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from napari_cellbrush import __version__
+from napari_cellbrush.cli_options import add_settings, given_settings, laid_over
+from napari_cellbrush.cli_progress import answer, inference_bar, printable, stop_on_interrupt, tell, training_bar
+from napari_cellbrush.config import (
+    DEFAULT_CLASSES,
+    DeviceName,
+    InferenceConfig,
+    OutputKind,
+    TrainingConfig,
+    load_config,
+)
+from napari_cellbrush.errors import CellbrushError, ConfigError, ExportError, ModelFileError, OutOfMemory
+
+if TYPE_CHECKING:
+    from napari_cellbrush.config import ClassDefinition
+    from napari_cellbrush.engine.model import Model
+    from napari_cellbrush.engine.model_file import ModelEntry
+    from napari_cellbrush.engine.planes import Planes
+    from napari_cellbrush.engine.training import TrainingResult
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv
+        The words after "cellbrush"; those of the process if not given.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    # tifffile reports damaged files through logging as well; the person gets one sentence instead.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as end:
+        return int(end.code or OK)
+    try:
+        return int(arguments.run(arguments))
+    except ConfigError as error:
+        tell(f"cellbrush: {error}")
+        return USAGE
+    except CellbrushError as error:
+        tell(f"cellbrush: {error}")
+        return FAILED
+    except KeyboardInterrupt:
+        tell("cellbrush: ended, nothing was saved")
+        return INTERRUPTED
+
+
+# ----------------------------------------------------------------------------------------------------- options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("cellbrush", description="Strokes in, segmentation out: the engine of "
+                                     "napari-cellbrush without a window.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"napari-cellbrush {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_train, _add_segment, _add_evaluate, _add_models, _add_demo):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_train(commands: Any) -> None:
+    command = _command(commands, "train", _train, "Fine-tune a model on labelled images.")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="TIFF, zarr, npy, PNG or JPEG.")
+    command.add_argument("--labels", nargs="+", required=True, metavar="LABELS",
+                         help="As many label images, in the same order.")
+    command.add_argument("--out", required=True, type=Path, metavar="MODEL.safetensors",
+                         help="The model to write; an existing file is never replaced.")
+    command.add_argument("--label-kind", choices=("classes", "objects"), default="classes",
+                         help="classes: 0 unlabelled, k is class k. objects: instance masks, 0 background, ids from 1, "
+                         "which become background, cell and boundary. Default: classes.")
+    command.add_argument("--ignore-value", type=int, metavar="V", help="Value of unlabelled pixels in instance masks.")
+    command.add_argument("--base", metavar="NAME|FILE|scratch",
+                         help="Where to start: a model of the library, a file, or random weights. Default: cells.")
+    command.add_argument("--classes", metavar="NAMES", help="Names of the classes, background first, with commas "
+                         "between. Default: those of the base.")
+    _add_place(command)
+    command.add_argument("--config", type=Path, metavar="FILE", help="Settings as JSON or TOML; options win.")
+    add_settings(command, TrainingConfig, "training")
+
+
+def _add_segment(commands: Any) -> None:
+    command = _command(commands, "segment", _segment, "Segment images; writes DIR/<image>_<output>.tif.")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="TIFF, zarr, npy, PNG or JPEG.")
+    command.add_argument("--model", required=True, metavar="NAME|FILE", help="A model of the library, or a file.")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="Where to write; made if missing.")
+    command.add_argument("--output", choices=get_args(OutputKind), default="classes", help="Default: classes.")
+    command.add_argument("--overwrite", action="store_true", help="Replace masks that exist.")
+    command.add_argument("--compress", action="store_true", help="Write deflated OME-TIFF.")
+    _add_place(command)
+    add_settings(command, InferenceConfig, "segmentation", aliases={"tile_size_px": "--tile"})
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=get_args(DeviceName), default="auto", help="Where to compute.")
+    command.add_argument("--axes", metavar="YX", help="What the axes of the images are, where the files do not say: "
+                         "T time, C channel, Z depth, Y row, X column, S colour.")
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = _command(commands, "evaluate", _evaluate, "Compare masks with the truth; prints JSON. Objects of a stack "
+                       "are matched plane by plane.")
+    command.add_argument("--prediction", nargs="+", required=True, metavar="FILE")
+    command.add_argument("--truth", nargs="+", required=True, metavar="FILE",
+                         help="As many, in the same order. Of class maps, 0 is unlabelled and not counted.")
+    command.add_argument("--kind", required=True, choices=("classes", "objects"))
+
+
+def _add_models(commands: Any) -> None:
+    command = _command(commands, "models", _list_models, "The library of models.")
+    actions = command.add_subparsers(metavar="ACTION")
+    _command(actions, "list", _list_models, "List all models (the default).")
+    info = _command(actions, "info", _show_model, "Say everything about a model.")
+    take = _command(actions, "import", _import_model, "Copy a file into the library.")
+    give = _command(actions, "export", _export_model, "Copy a model to a file.")
+    remove = _command(actions, "remove", _remove_model, "Delete one of your models.")
+    for action in (info, give, remove):
+        action.add_argument("name", metavar="NAME")
+    for action in (take, give):
+        action.add_argument("file", type=Path, metavar="FILE")
+
+
+def _add_demo(commands: Any) -> None:
+    command = _command(commands, "demo", _demo, "The whole path on a real image, in napari.")
+    command.add_argument("--headless", action="store_const", const=True, help="In a virtual screen, closed at the end.")
+    command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="Default: demo.")
+
+
+# ------------------------------------------------------------------------------------------------------- train
+
+
+@dataclass
+class _Failures:
+    """Files that could not be used, each told in one sentence."""
+
+    n: int = 0
+    interrupted: bool = False
+
+    def add(self, file: str, error: CellbrushError) -> None:
+        from napari_cellbrush.engine.image_file import named
+
+        self.n += 1
+        tell(f"cellbrush: {named(Path(file), error)}")
+
+    @property
+    def exit_code(self) -> int:
+        return INTERRUPTED if self.interrupted else FAILED if self.n else OK
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from napari_cellbrush.api import SCRATCH, load_model, meant_classes
+    from napari_cellbrush.engine.device import choose_device
+    from napari_cellbrush.engine.model_file import DEFAULT_BASE
+    from napari_cellbrush.engine.training import scratch_model, train
+    from napari_cellbrush.events import run_to_end
+
+    _check_out(arguments.out)
+    config = _training_config(arguments)
+    names = [name.strip() for name in arguments.classes.split(",")] if arguments.classes else None
+    base = None if arguments.base == SCRATCH else load_model(arguments.base or DEFAULT_BASE)
+    classes = meant_classes(names, arguments.label_kind) or (base.card.classes if base else DEFAULT_CLASSES)
+    failures = _Failures()
+    pairs = _open_pairs(arguments, classes, failures)
+    if not pairs:
+        return FAILED
+    images, labels = [image for image, _ in pairs], [label for _, label in pairs]
+    base = base or scratch_model(classes, images[0].n_channels, config)
+    with stop_on_interrupt() as stop, training_bar() as show:
+        run = train(base, images, labels, config, classes=classes, device=choose_device(arguments.device), stop=stop,
+                    name=arguments.out.stem)
+        result = run_to_end(run, show)
+    failures.interrupted = result.stopped
+    _report(result, arguments.out)
+    return failures.exit_code
+
+
+def _check_out(out: Path) -> None:
+    """Fail now rather than after the training."""
+    from napari_cellbrush.engine.atomic import check_writable
+    from napari_cellbrush.engine.model_file import SUFFIX
+
+    if out.suffix != SUFFIX:
+        raise ConfigError(f"--out names a {SUFFIX} file, got {out.name}", f"Call it {out.stem}{SUFFIX}")
+    check_writable(out, error=ModelFileError)
+
+
+def _training_config(arguments: argparse.Namespace) -> TrainingConfig:
+    """Defaults, under the settings file, under the options."""
+    below = load_config(arguments.config).model_dump() if arguments.config else {}
+    return TrainingConfig.read(laid_over(below, given_settings(arguments, TrainingConfig)))
+
+
+def _open_pairs(
+    arguments: argparse.Namespace, classes: Sequence[ClassDefinition], failures: _Failures
+) -> list[tuple[Planes, Any]]:
+    images, labels = _expanded(arguments.images), _expanded(arguments.labels)
+    if len(images) != len(labels):
+        raise ConfigError(f"Got {len(images)} image(s) and {len(labels)} set(s) of labels",
+                          "Give one set of labels per image, in the same order")
+    pairs = []
+    for image, label in zip(images, labels, strict=True):
+        try:
+            pairs.append(_open_pair(image, label, arguments, len(classes)))
+        except CellbrushError as error:
+            failures.add(image, error)
+    return pairs
+
+
+def _open_pair(image: str, label: str, arguments: argparse.Namespace, n_classes: int) -> tuple[Planes, Any]:
+    """An image and its labels, looked at closely enough that one bad file does not end the whole training."""
+    from napari_cellbrush.api import as_class_labels
+    from napari_cellbrush.engine.annotation import labelled_planes
+    from napari_cellbrush.engine.image_file import open_image, open_labels
+
+    planes = open_image(image, arguments.axes).planes
+    given = open_labels(label, planes.stack_axes + "YX")
+    labels = as_class_labels(given, arguments.label_kind, arguments.ignore_value)
+    for _ in labelled_planes(0, planes, labels, n_classes):
+        pass
+    planes.normalisation()
+    return planes, labels
+
+
+def _report(result: TrainingResult, out: Path) -> None:
+    """Save the model and say how it went."""
+    from napari_cellbrush.engine.atomic import free_path
+    from napari_cellbrush.engine.model_file import save_model
+
+    # Whoever took the name meanwhile keeps it, and the training is not lost.
+    path = save_model(result.model, free_path(out))
+    if not result.improved:
+        tell("On the held-out strokes the base scores higher than the tuned model: prefer the base.")
+    answer(json.dumps({
+        "model": str(path), "improved": result.improved, "base_score": result.base_score, "score": result.score,
+        "no_score_reason": result.no_score_reason, "stopped": result.stopped, "n_steps": result.n_steps,
+        "seconds": round(result.seconds, 3)}))
+
+
+def _expanded(files: list[str]) -> list[str]:
+    """File names, with patterns such as *.tif filled in for shells that do not (Windows)."""
+    found: list[str] = []
+    for file in files:
+        is_pattern = any(sign in file for sign in "*?") and not Path(file).exists()
+        matches = sorted(glob.glob(file)) if is_pattern else []  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        found += matches or [file]
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- segment
+
+
+def _segment(arguments: argparse.Namespace) -> int:
+    from napari_cellbrush.api import load_model
+
+    config = InferenceConfig.read(given_settings(arguments, InferenceConfig))
+    model = load_model(arguments.model)
+    _make_folder(arguments.out)
+    failures = _Failures()
+    written: set[Path] = set()
+    for image in _expanded(arguments.images):
+        target = arguments.out / f"{_stem(image)}_{arguments.output}.tif"
+        try:
+            _check_target(target, written, arguments.overwrite)
+            failures.interrupted = not _segment_one(image, target, model, config, arguments)
+        except CellbrushError as error:
+            failures.add(image, error)
+            continue
+        if failures.interrupted:
+            break
+        written.add(target)
+        answer(str(target))
+    return failures.exit_code
+
+
+def _check_target(target: Path, written: set[Path], overwrite: bool) -> None:
+    """Fail now rather than after the segmentation."""
+    from napari_cellbrush.engine.atomic import check_writable
+
+    if target in written:
+        raise ExportError(f"The mask {target} was just written, from another image of the same name",
+                          "Rename the image, or choose another folder for its mask")
+    if target.exists() and not overwrite:
+        raise ExportError(f"The mask {target} exists already", "Choose another folder, or give --overwrite")
+    if not target.exists():
+        check_writable(target)
+
+
+def _segment_one(
+    image: str, target: Path, model: Model, config: InferenceConfig, arguments: argparse.Namespace
+) -> bool:
+    """Write one mask; False if it was stopped, and then nothing is written."""
+    from napari_cellbrush import api
+    from napari_cellbrush.engine.image_file import open_image
+    from napari_cellbrush.export.mask_tiff import save_mask
+    from napari_cellbrush.export.provenance import mask_provenance
+
+    opened = open_image(image, arguments.axes)
+    axes = opened.planes.stack_axes + "YX"
+    with stop_on_interrupt() as stop:
+        try:
+            with inference_bar(image) as show:
+                mask = api.segment(opened.planes, model, arguments.output, config=config, device=arguments.device,
+                                   on_event=show, stop=stop)
+        except MemoryError as error:
+            raise OutOfMemory(f"There is too little memory to segment {image}", "Segment a part of it") from error
+        if stop.stopped:
+            return False
+    provenance = mask_provenance(model, output=arguments.output, config=config, image_name=opened.path.name)
+    save_mask(target, mask, axes="C" + axes if arguments.output == "probabilities" else axes,
+              pixel_size=opened.pixel_size, provenance=provenance, overwrite=arguments.overwrite,
+              compress=arguments.compress)
+    return True
+
+
+def _stem(file: str) -> str:
+    name = Path(file).name
+    for suffix in (".ome.tif", ".ome.tiff", ".ome.zarr"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return Path(file).stem
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"The folder {folder} cannot be made: {error.strerror}", "Choose another folder") from error
+
+
+# ---------------------------------------------------------------------------------------------------- evaluate
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    predictions, truths = _expanded(arguments.prediction), _expanded(arguments.truth)
+    if len(predictions) != len(truths):
+        raise ConfigError(f"Got {len(predictions)} prediction(s) and {len(truths)} truth(s)",
+                          "Give one truth per prediction, in the same order")
+    compare = _compare_classes if arguments.kind == "classes" else _compare_objects
+    failures = _Failures()
+    files: list[dict[str, Any]] = []
+    for prediction, truth in zip(predictions, truths, strict=True):
+        try:
+            files.append({"prediction": prediction, "truth": truth, **compare(_mask(prediction), _mask(truth))})
+        except CellbrushError as error:
+            failures.add(prediction, error)
+    answer(json.dumps({"kind": arguments.kind, "files": files, "mean": _mean_scores(files)}, indent=2))
+    return failures.exit_code
+
+
+def _mask(file: str) -> Any:
+    import numpy as np
+
+    from napari_cellbrush.engine.annotation import whole_numbers
+    from napari_cellbrush.engine.image_file import open_labels
+
+    return whole_numbers(np.asarray(open_labels(file)), file)
+
+
+def _compare_classes(prediction: Any, truth: Any) -> dict[str, Any]:
+    from napari_cellbrush.engine.metrics import class_iou
+
+    n_classes = max(1, int(prediction.max()), int(truth.max()))
+    scores = class_iou(prediction, truth, n_classes)
+    return {"iou": {str(k + 1): _number(score) for k, score in enumerate(scores.per_class)},
+            "mean_iou": _number(scores.mean)}
+
+
+def _compare_objects(prediction: Any, truth: Any) -> dict[str, Any]:
+    from functools import reduce
+    from operator import add
+
+    import numpy as np
+
+    from napari_cellbrush.engine.metrics import average_precision
+
+    if prediction.shape != truth.shape or prediction.ndim < 2:
+        average_precision(prediction, truth)  # says in words what differs
+    scores = reduce(add, (average_precision(prediction[plane], truth[plane])
+                          for plane in np.ndindex(truth.shape[:-2])))
+    ap = dict(zip(scores.thresholds, scores.average_precision.tolist(), strict=True))
+    return {"ap_0.5": ap[0.5], "ap_0.75": ap[0.75], "ap_0.5_0.95": _mean(list(ap.values()))}
+
+
+def _mean_scores(files: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over files of every score; of a class, over the files that have it."""
+    means: dict[str, Any] = {}
+    for name in dict.fromkeys(name for file in files for name in file if name not in ("prediction", "truth")):
+        values = [file[name] for file in files if name in file]
+        means[name] = _mean_scores(values) if isinstance(values[0], dict) else _mean(values)
+    return means
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _number(score: float) -> float | None:
+    """JSON has no NaN."""
+    return score if math.isfinite(score) else None
+
+
+# ------------------------------------------------------------------------------------------------------ models
+
+
+def _list_models(_arguments: argparse.Namespace) -> int:
+    from napari_cellbrush.engine.model_file import library_folder, scan_models
+
+    entries, errors = scan_models()
+    rows = [("NAME", "CLASSES", "CHANNELS", "SCORE", "MADE", "FROM"), *(_row(entry) for entry in entries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        answer("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    tell(f"Your models are in {library_folder()}")
+    for error in errors:
+        tell(f"cellbrush: {error}")
+    return FAILED if errors else OK
+
+
+def _row(entry: ModelEntry) -> tuple[str, ...]:
+    card = entry.card
+    cells = (entry.name, ", ".join(c.name for c in card.classes), "any" if card.any_channels else str(card.in_channels),
+             "" if card.score is None else f"{card.score:.3f}", card.created[:10],
+             "package" if entry.bundled else "you")
+    return tuple(printable(cell).replace("\n", " ")[:60] for cell in cells)
+
+
+def _show_model(arguments: argparse.Namespace) -> int:
+    from napari_cellbrush.engine.model_file import find_model, read_card
+
+    path = find_model(arguments.name)
+    card = read_card(path)
+    shape = card.network
+    lines = {
+        "Name": card.name,
+        "File": str(path),
+        "Classes": ", ".join(f"{k + 1} {c.name} ({c.role})" for k, c in enumerate(card.classes)),
+        "Channels": "any" if card.any_channels else str(card.in_channels),
+        "Network": f"depth {shape.depth}, {shape.base_filters} base filters, {shape.activation}"
+                   f"{', batch norm' if shape.batch_norm else ''}",
+        "Base": f"{card.base_name} {card.base_hash[:12]}".strip(),
+        "Made": card.created,
+        "Versions": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
+        "Labelled pixels": ", ".join(f"{name} {n:,}" for name, n in card.labelled_pixels.items()),
+        "Score of the base": "" if card.base_score is None else f"{card.base_score:.3f}",
+        "Score": "" if card.score is None else f"{card.score:.3f}",
+        "Settings": repr(card.training) if card.training else "",
+        "Description": card.description,
+    }
+    for title, text in lines.items():
+        if text:
+            answer(f"{title + ':':19}{printable(text)}")
+    return OK
+
+
+def _import_model(arguments: argparse.Namespace) -> int:
+    from napari_cellbrush.engine.model_file import import_model
+
+    answer(printable(import_model(arguments.file).stem))
+    return OK
+
+
+def _export_model(arguments: argparse.Namespace) -> int:
+    from napari_cellbrush.engine.model_file import export_model
+
+    answer(str(export_model(arguments.name, arguments.file)))
+    return OK
+
+
+def _remove_model(arguments: argparse.Namespace) -> int:
+    from napari_cellbrush.engine.model_file import remove_model
+
+    answer(f"Removed {printable(str(remove_model(arguments.name)))}")
+    return OK
+
+
+# -------------------------------------------------------------------------------------------------------- demo
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from napari_cellbrush.demo import run_demo
+
+    return run_demo(arguments.headless, arguments.out)
