@@ -26,7 +26,7 @@ class UNetGeometry:
     @property
     def stride(self) -> int:
         """Tiles that start at multiples of this pool the same pixels together, so they agree exactly."""
-        return 2**self.depth
+        return 1 << self.depth
 
     @property
     def margin(self) -> int:

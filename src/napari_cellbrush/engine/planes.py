@@ -141,7 +141,8 @@ def mirrored(start: int, size: int, length: int) -> NDArray[np.intp]:
     if length == 1:
         return np.zeros_like(positions)
     folded = np.abs(positions) % (2 * (length - 1))
-    return np.minimum(folded, 2 * (length - 1) - folded)
+    inside: NDArray[np.intp] = np.minimum(folded, 2 * (length - 1) - folded)
+    return inside
 
 
 def measure_normalisation(planes: Planes) -> Normalisation:
@@ -154,23 +155,41 @@ def measure_normalisation(planes: Planes) -> Normalisation:
     """
     sample = np.concatenate([planes.read(*place).reshape(planes.n_channels, -1) for place in _sample(planes)], axis=1)
     low, high = np.percentile(sample, PERCENTILES, axis=1)
-    # Where nearly all pixels are equal (few bright spots on black) the percentiles coincide: take the extremes.
     flat = low == high
-    low, high = np.where(flat, sample.min(axis=1), low), np.where(flat, sample.max(axis=1), high)
+    if flat.any():
+        # Nearly all pixels are equal (few bright spots on black): take the extremes, of the whole image if need be.
+        lowest, highest = sample.min(axis=1), sample.max(axis=1)
+        if (lowest == highest).all():
+            lowest, highest = _extremes(planes)
+        low, high = np.where(flat, lowest, low), np.where(flat, highest, high)
     if (low == high).all():
-        raise ImageError(f"The image '{planes.name}' is constant: every pixel looked at is {low[0]:g}",
+        raise ImageError(f"The image '{planes.name}' is constant: every pixel is {low[0]:g}",
                          "Choose an image that shows something, or check its channel and axes")
     return Normalisation(tuple(float(v) for v in low), tuple(float(v) for v in high))
 
 
-def _sample(planes: Planes) -> list[tuple[tuple[int, ...], slice, slice]]:
-    """Windows that cover a small image wholly and a large one evenly."""
+_Window = tuple[tuple[int, ...], slice, slice]
+
+
+def _windows(planes: Planes) -> list[_Window]:
     height, width = planes.shape_yx
-    windows = [(index, slice(row, min(row + SAMPLE_WINDOW, height)), slice(column, min(column + SAMPLE_WINDOW, width)))
-               for index in planes.indices()
-               for row in range(0, height, SAMPLE_WINDOW)
-               for column in range(0, width, SAMPLE_WINDOW)]
-    pixels = len(planes.indices()) * height * width
+    return [(index, slice(row, min(row + SAMPLE_WINDOW, height)), slice(column, min(column + SAMPLE_WINDOW, width)))
+            for index in planes.indices()
+            for row in range(0, height, SAMPLE_WINDOW)
+            for column in range(0, width, SAMPLE_WINDOW)]
+
+
+def _extremes(planes: Planes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Smallest and largest value of each channel, over every pixel."""
+    ends = [(window.min(axis=(1, 2)), window.max(axis=(1, 2)))
+            for window in (planes.read(*place) for place in _windows(planes))]
+    return np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)
+
+
+def _sample(planes: Planes) -> list[_Window]:
+    """Windows that cover a small image wholly and a large one evenly."""
+    windows = _windows(planes)
+    pixels = len(planes.indices()) * planes.shape_yx[0] * planes.shape_yx[1]
     n = max(1, round(len(windows) * min(1.0, SAMPLE_PIXELS / pixels)))
     # The golden ratio spreads picks without falling into step with rows of windows.
     picks = sorted({int(len(windows) * ((k * 0.6180339887498949) % 1)) for k in range(n)}) if n < len(windows) else None

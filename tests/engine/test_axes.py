@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from napari_cellbrush.engine.axes import check_axes, guess_axes
+from napari_cellbrush.errors import ImageError
+
+
+def test_letters_are_read_in_any_case_and_with_spaces() -> None:
+    assert check_axes(" zyx ", (3, 4, 5)) == "ZYX"
+
+
+@pytest.mark.parametrize(("axes", "shape", "complaint"), [
+    ("YX", (3, 4, 5), "name 2 axes, the image has 3"),
+    ("QYX", (3, 4, 5), "unknown letter"),
+    ("YYX", (3, 4, 5), "one twice"),
+    ("ZY", (4, 5), "lack Y or X"),
+    ("CYXS", (3, 4, 5, 3), "both channels"),
+])
+def test_axes_that_do_not_fit_are_refused_with_the_reason(axes: str, shape: tuple[int, ...], complaint: str) -> None:
+    with pytest.raises(ImageError, match=complaint):
+        check_axes(axes, shape)
+
+
+@pytest.mark.parametrize(("shape", "rgb", "axes"), [
+    ((9, 9), False, "YX"), ((3, 9, 9), False, "ZYX"), ((9, 9, 3), True, "YXS"), ((5, 3, 9, 9), False, "TZYX"),
+    ((4, 9, 9, 3), True, "ZYXS"), ((2, 2, 2, 9, 9), False, "TCZYX"),
+])
+def test_the_likeliest_axes_are_guessed(shape: tuple[int, ...], rgb: bool, axes: str) -> None:
+    assert guess_axes(shape, rgb) == axes
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 2, 3, 4, 5, 6)])
+def test_images_with_too_few_or_many_axes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=f"has {len(shape)} axes"):
+        guess_axes(shape)

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, NetworkConfig, classes_from_names
+from napari_cellbrush.engine import inference
+from napari_cellbrush.engine.device import Device, choose_device
+from napari_cellbrush.engine.inference import segment_array, segment_planes
+from napari_cellbrush.engine.model import Model, ModelCard, new_model
+from napari_cellbrush.engine.planes import Planes, mirrored
+from napari_cellbrush.errors import ImageError, ModelError, OutOfMemory
+from napari_cellbrush.events import InferenceStarted, StopToken, TileSegmented, TileSizeReduced
+
+CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=True)
+
+
+def make_model(depth: int = 3, n_channels: int = 1, batch_norm: bool = True, **card: Any) -> Model:
+    network = NetworkConfig(depth=depth, base_filters=8, batch_norm=batch_norm)
+    model = new_model(ModelCard(name="m", classes=card.pop("classes", DEFAULT_CLASSES), in_channels=n_channels,
+                                network=network, **card), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for module in model.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+    return model
+
+
+MODEL = make_model()
+
+
+def image(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def probabilities(model: Model, pixels: np.ndarray, tile: int, axes: str = "YX") -> np.ndarray:
+    config = InferenceConfig(tile_size_px=tile, precision="float32")
+    return segment_array(model, Planes(pixels, axes), "probabilities", config=config, device=CPU)
+
+
+def by_hand(model: Model, pixels: np.ndarray) -> np.ndarray:
+    """The original network, batch norm and all, over the whole mirrored image at once."""
+    network, geometry = model.network.eval(), model.network.geometry
+    planes = Planes(pixels, "YX")
+    height, width = pixels.shape
+    rows = mirrored(-geometry.margin, geometry.input_size_for(height), height)
+    columns = mirrored(-geometry.margin, geometry.input_size_for(width), width)
+    window = planes.normalisation().apply(pixels[None])[:, rows[:, None], columns]
+    with torch.inference_mode():
+        return network(torch.from_numpy(window)[None]).softmax(1)[0, :, :height, :width].numpy()
+
+
+@given(height=st.integers(1, 150), width=st.integers(2, 150), tile=st.integers(60, 260), depth=st.sampled_from([3, 4]))
+@settings(max_examples=25, deadline=None)
+def test_tiled_equals_untiled_for_any_size(height: int, width: int, tile: int, depth: int) -> None:
+    model, pixels = make_model(depth), image(height, width)
+    found, expected = probabilities(model, pixels, tile), by_hand(model, pixels)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    # Two classes may tie to the last digit; everywhere else the class must be the same.
+    gap = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0]
+    assert (found.argmax(0) == expected.argmax(0))[gap > 1e-5].all()
+
+
+@pytest.mark.parametrize("shape", [(845, 47), (1, 200), (200, 1), (3, 3)])
+def test_narrow_images_give_the_same_in_tiles(shape: tuple[int, int]) -> None:
+    pixels = image(*shape)
+    np.testing.assert_allclose(probabilities(MODEL, pixels, 120), by_hand(MODEL, pixels), atol=1e-4)
+
+
+@given(top=st.integers(0, 100), left=st.integers(0, 100), height=st.integers(1, 60), width=st.integers(1, 60))
+@settings(max_examples=20, deadline=None)
+def test_a_region_gives_what_the_whole_image_gives_there(top: int, left: int, height: int, width: int) -> None:
+    pixels = image(160, 160)
+    whole = probabilities(MODEL, pixels, 400)
+    region = (slice(top, top + height), slice(left, left + width))
+    for event in segment_planes(MODEL, Planes(pixels, "YX"), config=InferenceConfig(precision="float32"), device=CPU,
+                                region=region):
+        if isinstance(event, TileSegmented):
+            np.testing.assert_allclose(event.probabilities, whole[:, event.rows, event.columns], atol=1e-4)
+
+
+def test_in_half_precision_few_pixels_depend_on_the_tile() -> None:
+    device = choose_device("cpu")
+    if device.half is None:
+        pytest.skip("this CPU is not faster in half precision")
+    pixels = image(300, 280)
+    first, second = (segment_array(MODEL, Planes(pixels, "YX"), "probabilities", device=device,
+                                   config=InferenceConfig(tile_size_px=size)) for size in (140, 400))
+    exact = probabilities(MODEL, pixels, 400)
+    assert np.abs(first - second).max() < 0.05
+    changed = first.argmax(0) != second.argmax(0)
+    gap = np.diff(np.sort(exact, axis=0)[-2:], axis=0)[0]
+    assert gap[changed].max(initial=0) < 0.05
+
+
+def test_stacks_are_segmented_plane_by_plane_like_single_images() -> None:
+    stack = image(2, 3, 50, 40)
+    whole = segment_array(MODEL, Planes(stack * 1.0, "TZYX"), "classes", device=CPU)
+    assert whole.shape == stack.shape
+    assert whole.dtype == np.uint8
+    assert set(np.unique(whole)) <= {1, 2, 3}
+
+
+def test_probabilities_have_the_class_axis_first_and_sum_to_one() -> None:
+    found = segment_array(MODEL, Planes(image(2, 50, 40), "ZYX"), "probabilities", device=CPU)
+    assert found.shape == (3, 2, 50, 40)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+
+
+def test_objects_have_ids_of_their_own_on_every_plane() -> None:
+    found = segment_array(MODEL, Planes(image(2, 90, 80), "ZYX"), "objects", device=CPU,
+                          config=InferenceConfig(min_object_px=1))
+    first, second = (set(np.unique(plane)) - {0} for plane in found)
+    assert first
+    assert second
+    assert not first & second
+
+
+def test_a_sigmoid_gives_two_probabilities() -> None:
+    network = NetworkConfig(depth=3, base_filters=8, activation="sigmoid")
+    card = ModelCard(name="m", classes=classes_from_names(["background", "cell"]), in_channels=1, network=network)
+    found = segment_array(new_model(card, 0), Planes(image(40, 40), "YX"), "probabilities", device=CPU)
+    assert found.shape == (2, 40, 40)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+
+
+def test_a_model_of_other_channels_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"2 channel.*needs 1"):
+        segment_array(MODEL, Planes(image(2, 40, 40), "CYX"), device=CPU)
+
+
+def test_a_base_for_any_channels_segments_colour() -> None:
+    model = make_model(any_channels=True)
+    grey = image(60, 50)
+    found = segment_array(model, Planes(np.stack([grey] * 3, -1), "YXS"), "probabilities", device=CPU)
+    np.testing.assert_allclose(found, segment_array(model, Planes(grey, "YX"), "probabilities", device=CPU), atol=1e-4)
+
+
+def test_a_bad_pixel_far_from_the_start_ends_with_its_place() -> None:
+    pixels = image(40, 3000)
+    planes = Planes(pixels, "YX")
+    planes.normalisation()
+    pixels[20, 2990] = np.nan
+    with pytest.raises(ImageError, match="NaN"):
+        segment_array(MODEL, planes, device=CPU, config=InferenceConfig(tile_size_px=200))
+
+
+class Spy:
+    """An array that remembers the largest window that was read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.shape, self.dtype, self.largest = array.shape, array.dtype, 0
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        window = self._array[key]
+        self.largest = max(self.largest, window.size)
+        return window
+
+
+def test_no_more_than_a_tile_is_read_at_once() -> None:
+    spy = Spy(image(700, 900))
+    segment_array(MODEL, Planes(spy, "YX"), device=CPU, config=InferenceConfig(tile_size_px=260))
+    assert spy.largest <= 276**2
+
+
+def test_tiles_begin_where_the_user_looks() -> None:
+    events = segment_planes(MODEL, Planes(image(600, 600), "YX"), config=InferenceConfig(tile_size_px=200),
+                            device=CPU, centre=(580, 20))
+    first = next(event for event in events if isinstance(event, TileSegmented))
+    assert first.rows.start <= 580 < first.rows.stop
+    assert first.columns.start <= 20 < first.columns.stop
+
+
+def test_progress_counts_every_tile_of_every_plane() -> None:
+    events = list(segment_planes(MODEL, Planes(image(2, 300, 300), "ZYX"), device=CPU,
+                                 config=InferenceConfig(tile_size_px=200)))
+    assert isinstance(events[0], InferenceStarted)
+    assert [event.tile for event in events[1:]] == list(range(1, events[0].n_tiles + 1))
+    assert events[-1].seconds_left == 0
+
+
+def test_a_stop_ends_after_the_tile_at_hand() -> None:
+    stop = StopToken()
+    run = segment_planes(MODEL, Planes(image(600, 600), "YX"), device=CPU, stop=stop,
+                         config=InferenceConfig(tile_size_px=200))
+    next(run)
+    next(run)
+    stop.stop()
+    with pytest.raises(StopIteration) as end:
+        next(run)
+    assert end.value.value is False
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_halves_the_tile_and_gives_the_same_result(monkeypatch: pytest.MonkeyPatch,
+                                                                 error: Exception) -> None:
+    pixels = image(500, 420)
+    expected = probabilities(MODEL, pixels, 600)
+    predict = inference.TilePredictor.predict
+
+    def short_of_memory(self: Any, window: np.ndarray) -> np.ndarray:
+        if window.shape[-1] > 180:
+            raise error
+        return predict(self, window)
+
+    monkeypatch.setattr(inference.TilePredictor, "predict", short_of_memory)
+    np.testing.assert_allclose(probabilities(MODEL, pixels, 600), expected, atol=1e-4)
+    events = list(segment_planes(MODEL, Planes(pixels, "YX"), device=CPU, config=InferenceConfig(tile_size_px=600)))
+    sizes = [event.tile_size for event in events if isinstance(event, TileSizeReduced)]
+    assert sizes == [300, 150]
+
+
+def test_memory_that_fails_in_mid_run_loses_no_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = image(500, 420)
+    expected = probabilities(MODEL, pixels, 260)
+    predict, calls = inference.TilePredictor.predict, []
+
+    def fails_once(self: Any, window: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return predict(self, window)
+
+    monkeypatch.setattr(inference.TilePredictor, "predict", fails_once)
+    np.testing.assert_allclose(probabilities(MODEL, pixels, 260), expected, atol=1e-4)
+
+
+def test_memory_too_small_for_any_tile_ends_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> np.ndarray:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(inference.TilePredictor, "predict", never)
+    with pytest.raises(OutOfMemory, match="choose the CPU"):
+        segment_array(MODEL, Planes(image(300, 300), "YX"), device=CPU)
+
+
+def test_other_errors_of_the_network_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> np.ndarray:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(inference.TilePredictor, "predict", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        segment_array(MODEL, Planes(image(300, 300), "YX"), device=CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_gives_what_the_cpu_gives() -> None:
+    pixels = image(700, 600)
+    config = InferenceConfig(precision="float32")
+    cpu, gpu = (segment_array(MODEL, Planes(pixels, "YX"), "probabilities", config=config, device=device)
+                for device in (CPU, choose_device("cuda")))
+    np.testing.assert_allclose(gpu, cpu, atol=1e-3)
+    half = segment_array(MODEL, Planes(pixels, "YX"), "probabilities", device=choose_device("cuda"))
+    assert np.abs(half - cpu).max() < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_with_little_memory_goes_on_with_smaller_tiles() -> None:
+    device = choose_device("cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.3 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        model = new_model(MODEL.card.replace(network=NetworkConfig(base_filters=64).model_dump()), 0)
+        events = list(segment_planes(model, Planes(image(3000, 3000), "YX"), device=device,
+                                     config=InferenceConfig(tile_size_px=3000)))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any(isinstance(event, TileSizeReduced) for event in events)
+    assert sum(event.classes.size for event in events if isinstance(event, TileSegmented)) == 3000**2
