@@ -84,7 +84,7 @@ def test_a_bad_file_is_refused_in_words(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_file_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="missing.json"):
+    with pytest.raises(ConfigError, match=r"missing\.json"):
         load_config(tmp_path / "missing.json")
 
 

@@ -291,7 +291,7 @@ def test_three_classes_on_a_two_class_base_give_no_base_score(scratch: Model) ->
     tuned = run(scratch, image, strokes(inside))[1].model
     labels = strokes(inside)
     labels[:, 100:][labels[:, 100:] == 1] = 3
-    events, result = run(tuned, image, labels, classes=DEFAULT_CLASSES)
+    result = run(tuned, image, labels, classes=DEFAULT_CLASSES)[1]
     assert result.base_score is None
     assert result.model.n_classes == 3
 

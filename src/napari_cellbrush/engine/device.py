@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -77,13 +78,9 @@ def choose_device(name: DeviceName = "auto") -> Device:
 
 
 def free_memory(device: Device) -> int:
-    """Bytes that can be allocated now, as far as the system tells; 2 GB where it does not."""
+    """Bytes that can be allocated now."""
     if device.kind == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    try:
-        import psutil
-    except ImportError:
-        return 2**31
     return int(psutil.virtual_memory().available)
 
 

@@ -7,6 +7,7 @@ region of it, so that every run pools the same pixels together and a pixel's res
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from napari_cellbrush.engine.geometry import UNetGeometry
@@ -76,4 +77,4 @@ def _tile(row: tuple[int, slice], column: tuple[int, slice], geometry: UNetGeome
 
 def _distance(tile: Tile, centre: tuple[float, float]) -> float:
     row, column = (tile.rows.start + tile.rows.stop) / 2, (tile.columns.start + tile.columns.stop) / 2
-    return (row - centre[0]) ** 2 + (column - centre[1]) ** 2
+    return math.hypot(row - centre[0], column - centre[1])
