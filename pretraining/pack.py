@@ -43,7 +43,7 @@ SETS = {
     "dsb2018_histology": ImageSet("YXS"),
     "dsb2018_brightfield": ImageSet("YX"),
     "bbbc039_nuclei_dev": ImageSet("YX", every=2),
-    "usiigaci_phase": ImageSet("YX", every=2),
+    "usiigaci_phase": ImageSet("YX", every=3),
     "axondeepseg_sem": ImageSet("YX", truth="axons"),
     "baby_yeast_5z": ImageSet("CYX"),
     "fib25_em_3d": ImageSet("ZYX", every=1, dense=True),
