@@ -59,7 +59,7 @@ def _plane_objects(
     # Pixels of different classes never join: label() connects equal values only.
     ids: NDArray[Any] = label(np.where(objects, class_map, 0), background=0, connectivity=1)
     ids = _grown_into(ids.astype(np.int32), boundary)
-    sizes = np.bincount(ids.ravel())
+    sizes = np.bincount(ids.ravel(), minlength=1)
     keep = sizes >= max(1, min_object_px)
     keep[0] = False
     new_ids = np.where(keep, np.cumsum(keep), 0).astype(np.uint32)
