@@ -128,7 +128,8 @@ def _exists(path: Path, error: type[CellbrushError]) -> CellbrushError:
 
 
 def _in_words(path: Path, cause: OSError, error: type[CellbrushError]) -> CellbrushError:
-    if cause.errno in _DISK_FULL:
+    # numpy tells of a full disk without its number: "60000 requested and 1832 written".
+    if cause.errno in _DISK_FULL or (cause.errno is None and " requested and " in str(cause)):
         return error(f"The disk is full, {path} was not written", "Free some space, or choose another disk")
     if cause.errno in _NOT_ALLOWED:
         return error(f"The folder {path.parent} cannot be written", "Choose a folder that belongs to you")

@@ -235,9 +235,10 @@ class _TiffPages:
         n_stack = self.ndim - len(self._page_shape)
         key = _full_key(key, self.ndim)
         numbers = np.arange(len(self._pages)).reshape(self.shape[:n_stack])[key[:n_stack]]
-        windows = np.stack([self._page(int(number))[key[n_stack:]] for number in np.ravel(numbers)])
-        stacked: NDArray[Any] = windows.reshape(np.shape(numbers) + windows.shape[1:])
-        return stacked
+        # An empty selection still has a shape, which any page tells.
+        windows = [self._page(int(number))[key[n_stack:]] for number in np.ravel(numbers)]
+        window_shape = np.shape(windows[0] if windows else self._page(0)[key[n_stack:]])
+        return np.array(windows, self.dtype).reshape(np.shape(numbers) + window_shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[...], dtype)
