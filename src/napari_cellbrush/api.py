@@ -29,7 +29,7 @@ from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.model_file import find_model, read_model, save_model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.training import scratch_model, train
-from napari_cellbrush.errors import ConfigError, ImageError
+from napari_cellbrush.errors import AnnotationError, ConfigError, ImageError
 from napari_cellbrush.events import InferenceEvent, StopToken, TrainingEvent, run_to_end
 from napari_cellbrush.export.mask_tiff import save_mask
 
@@ -114,10 +114,12 @@ def fine_tune(
         If settings, images, labels or model do not fit together; the message says what to do.
     """
     config = config or TrainingConfig()
-    planes = [as_planes(image, axes) for image in _several(images)]
-    if not planes:
-        raise ImageError("Got no image", "Give at least one, with its labels")
-    given = [as_class_labels(one, label_kind, ignore_value) for one in _several(labels)]
+    planes, several = [as_planes(image, axes) for image in _several(images)], _several(labels)
+    if not planes or len(planes) != len(several):
+        raise AnnotationError(f"Got {len(planes)} image(s) and {len(several)} set(s) of labels",
+                              "Give one set of labels per image, in the same order")
+    given = [as_class_labels(one, label_kind, ignore_value, image.stack_axes + "YX")
+             for one, image in zip(several, planes, strict=True)]
     meant = meant_classes(classes, label_kind)
     if model == SCRATCH:
         model = scratch_model(meant or DEFAULT_CLASSES, planes[0].n_channels, config)
@@ -191,15 +193,17 @@ def as_planes(image: Any, axes: str | None = None) -> Planes:
     return Planes(array, axes or "YX")
 
 
-def as_class_labels(labels: Any, kind: LabelKind = "classes", ignore_value: int | None = None) -> Any:
-    """Labels as training takes them: 0 unlabelled, k + 1 for class number k.
+def as_class_labels(
+    labels: Any, kind: LabelKind = "classes", ignore_value: int | None = None, axes: str | None = None
+) -> Any:
+    """Labels as training takes them: 0 unlabelled, k + 1 for class number k; of a file, in the order of ``axes``.
 
     Raises
     ------
     ImageError, AnnotationError
         If a file cannot be read, or an instance mask holds values that are no ids.
     """
-    array = open_labels(labels) if isinstance(labels, (str, Path)) else labels
+    array = open_labels(labels, axes) if isinstance(labels, (str, Path)) else labels
     if kind == "classes":
         return array
     ids = np.asarray(array)

@@ -10,15 +10,25 @@ import argparse
 import glob
 import json
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from napari_cellbrush import __version__
+from napari_cellbrush.cli_models import export_model, import_model, list_models, remove_model, show_model
 from napari_cellbrush.cli_options import add_settings, given_settings, laid_over
-from napari_cellbrush.cli_progress import answer, inference_bar, printable, stop_on_interrupt, tell, training_bar
+from napari_cellbrush.cli_progress import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    answer,
+    inference_bar,
+    stop_on_interrupt,
+    tell,
+    training_bar,
+)
 from napari_cellbrush.config import (
     DEFAULT_CLASSES,
     DeviceName,
@@ -32,12 +42,8 @@ from napari_cellbrush.errors import CellbrushError, ConfigError, ExportError, Mo
 if TYPE_CHECKING:
     from napari_cellbrush.config import ClassDefinition
     from napari_cellbrush.engine.model import Model
-    from napari_cellbrush.engine.model_file import ModelEntry
     from napari_cellbrush.engine.planes import Planes
     from napari_cellbrush.engine.training import TrainingResult
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -138,13 +144,13 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_models(commands: Any) -> None:
-    command = _command(commands, "models", _list_models, "The library of models.")
+    command = _command(commands, "models", list_models, "The library of models.")
     actions = command.add_subparsers(metavar="ACTION")
-    _command(actions, "list", _list_models, "List all models (the default).")
-    info = _command(actions, "info", _show_model, "Say everything about a model.")
-    take = _command(actions, "import", _import_model, "Copy a file into the library.")
-    give = _command(actions, "export", _export_model, "Copy a model to a file.")
-    remove = _command(actions, "remove", _remove_model, "Delete one of your models.")
+    _command(actions, "list", list_models, "List all models (the default).")
+    info = _command(actions, "info", show_model, "Say everything about a model.")
+    take = _command(actions, "import", import_model, "Copy a file into the library.")
+    give = _command(actions, "export", export_model, "Copy a model to a file.")
+    remove = _command(actions, "remove", remove_model, "Delete one of your models.")
     for action in (info, give, remove):
         action.add_argument("name", metavar="NAME")
     for action in (take, give):
@@ -201,7 +207,7 @@ def _train(arguments: argparse.Namespace) -> int:
                     name=arguments.out.stem)
         result = run_to_end(run, show)
     failures.interrupted = result.stopped
-    _report(result, arguments.out)
+    _report(result, _save(result.model, arguments.out, failures))
     return failures.exit_code
 
 
@@ -224,12 +230,8 @@ def _training_config(arguments: argparse.Namespace) -> TrainingConfig:
 def _open_pairs(
     arguments: argparse.Namespace, classes: Sequence[ClassDefinition], failures: _Failures
 ) -> list[tuple[Planes, Any]]:
-    images, labels = _expanded(arguments.images), _expanded(arguments.labels)
-    if len(images) != len(labels):
-        raise ConfigError(f"Got {len(images)} image(s) and {len(labels)} set(s) of labels",
-                          "Give one set of labels per image, in the same order")
     pairs = []
-    for image, label in zip(images, labels, strict=True):
+    for image, label in _paired(arguments.images, arguments.labels, "image(s)", "set(s) of labels"):
         try:
             pairs.append(_open_pair(image, label, arguments, len(classes)))
         except CellbrushError as error:
@@ -241,30 +243,46 @@ def _open_pair(image: str, label: str, arguments: argparse.Namespace, n_classes:
     """An image and its labels, looked at closely enough that one bad file does not end the whole training."""
     from napari_cellbrush.api import as_class_labels
     from napari_cellbrush.engine.annotation import labelled_planes
-    from napari_cellbrush.engine.image_file import open_image, open_labels
+    from napari_cellbrush.engine.image_file import open_image
 
     planes = open_image(image, arguments.axes).planes
-    given = open_labels(label, planes.stack_axes + "YX")
-    labels = as_class_labels(given, arguments.label_kind, arguments.ignore_value)
+    labels = as_class_labels(label, arguments.label_kind, arguments.ignore_value, planes.stack_axes + "YX")
     for _ in labelled_planes(0, planes, labels, n_classes):
         pass
     planes.normalisation()
     return planes, labels
 
 
-def _report(result: TrainingResult, out: Path) -> None:
-    """Save the model and say how it went."""
+def _save(model: Model, out: Path, failures: _Failures) -> Path:
+    """Save a model under its name; if that fails after all, in the library: a training is never lost to a full disk."""
     from napari_cellbrush.engine.atomic import free_path
-    from napari_cellbrush.engine.model_file import save_model
+    from napari_cellbrush.engine.model_file import add_to_library, save_model
 
-    # Whoever took the name meanwhile keeps it, and the training is not lost.
-    path = save_model(result.model, free_path(out))
+    try:
+        # Whoever took the name meanwhile keeps it.
+        return save_model(model, free_path(out))
+    except ModelFileError as error:
+        failures.add(str(out), error)
+        path = add_to_library(model, out.stem)
+        tell(f"The model was saved in your library instead, as '{path.stem}'.")
+        return path
+
+
+def _report(result: TrainingResult, path: Path) -> None:
     if not result.improved:
         tell("On the held-out strokes the base scores higher than the tuned model: prefer the base.")
     answer(json.dumps({
         "model": str(path), "improved": result.improved, "base_score": result.base_score, "score": result.score,
         "no_score_reason": result.no_score_reason, "stopped": result.stopped, "n_steps": result.n_steps,
         "seconds": round(result.seconds, 3)}))
+
+
+def _paired(first: list[str], second: list[str], first_kind: str, second_kind: str) -> list[tuple[str, str]]:
+    one, other = _expanded(first), _expanded(second)
+    if len(one) != len(other):
+        raise ConfigError(f"Got {len(one)} {first_kind} and {len(other)} {second_kind}",
+                          "Give as many of both, in the same order")
+    return list(zip(one, other, strict=True))
 
 
 def _expanded(files: list[str]) -> list[str]:
@@ -362,147 +380,17 @@ def _make_folder(folder: Path) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    predictions, truths = _expanded(arguments.prediction), _expanded(arguments.truth)
-    if len(predictions) != len(truths):
-        raise ConfigError(f"Got {len(predictions)} prediction(s) and {len(truths)} truth(s)",
-                          "Give one truth per prediction, in the same order")
-    compare = _compare_classes if arguments.kind == "classes" else _compare_objects
+    from napari_cellbrush.cli_evaluate import compare, mean_scores
+
     failures = _Failures()
-    files: list[dict[str, Any]] = []
-    for prediction, truth in zip(predictions, truths, strict=True):
+    files = []
+    for prediction, truth in _paired(arguments.prediction, arguments.truth, "prediction(s)", "truth(s)"):
         try:
-            files.append({"prediction": prediction, "truth": truth, **compare(_mask(prediction), _mask(truth))})
+            files.append(compare(prediction, truth, arguments.kind))
         except CellbrushError as error:
             failures.add(prediction, error)
-    answer(json.dumps({"kind": arguments.kind, "files": files, "mean": _mean_scores(files)}, indent=2))
+    answer(json.dumps({"kind": arguments.kind, "files": files, "mean": mean_scores(files)}, indent=2))
     return failures.exit_code
-
-
-def _mask(file: str) -> Any:
-    import numpy as np
-
-    from napari_cellbrush.engine.annotation import whole_numbers
-    from napari_cellbrush.engine.image_file import open_labels
-
-    return whole_numbers(np.asarray(open_labels(file)), file)
-
-
-def _compare_classes(prediction: Any, truth: Any) -> dict[str, Any]:
-    from napari_cellbrush.engine.metrics import class_iou
-
-    n_classes = max(1, int(prediction.max()), int(truth.max()))
-    scores = class_iou(prediction, truth, n_classes)
-    return {"iou": {str(k + 1): _number(score) for k, score in enumerate(scores.per_class)},
-            "mean_iou": _number(scores.mean)}
-
-
-def _compare_objects(prediction: Any, truth: Any) -> dict[str, Any]:
-    from functools import reduce
-    from operator import add
-
-    import numpy as np
-
-    from napari_cellbrush.engine.metrics import average_precision
-
-    if prediction.shape != truth.shape or prediction.ndim < 2:
-        average_precision(prediction, truth)  # says in words what differs
-    scores = reduce(add, (average_precision(prediction[plane], truth[plane])
-                          for plane in np.ndindex(truth.shape[:-2])))
-    ap = dict(zip(scores.thresholds, scores.average_precision.tolist(), strict=True))
-    return {"ap_0.5": ap[0.5], "ap_0.75": ap[0.75], "ap_0.5_0.95": _mean(list(ap.values()))}
-
-
-def _mean_scores(files: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over files of every score; of a class, over the files that have it."""
-    means: dict[str, Any] = {}
-    for name in dict.fromkeys(name for file in files for name in file if name not in ("prediction", "truth")):
-        values = [file[name] for file in files if name in file]
-        means[name] = _mean_scores(values) if isinstance(values[0], dict) else _mean(values)
-    return means
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
-def _number(score: float) -> float | None:
-    """JSON has no NaN."""
-    return score if math.isfinite(score) else None
-
-
-# ------------------------------------------------------------------------------------------------------ models
-
-
-def _list_models(_arguments: argparse.Namespace) -> int:
-    from napari_cellbrush.engine.model_file import library_folder, scan_models
-
-    entries, errors = scan_models()
-    rows = [("NAME", "CLASSES", "CHANNELS", "SCORE", "MADE", "FROM"), *(_row(entry) for entry in entries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        answer("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    tell(f"Your models are in {library_folder()}")
-    for error in errors:
-        tell(f"cellbrush: {error}")
-    return FAILED if errors else OK
-
-
-def _row(entry: ModelEntry) -> tuple[str, ...]:
-    card = entry.card
-    cells = (entry.name, ", ".join(c.name for c in card.classes), "any" if card.any_channels else str(card.in_channels),
-             "" if card.score is None else f"{card.score:.3f}", card.created[:10],
-             "package" if entry.bundled else "you")
-    return tuple(printable(cell).replace("\n", " ")[:60] for cell in cells)
-
-
-def _show_model(arguments: argparse.Namespace) -> int:
-    from napari_cellbrush.engine.model_file import find_model, read_card
-
-    path = find_model(arguments.name)
-    card = read_card(path)
-    shape = card.network
-    lines = {
-        "Name": card.name,
-        "File": str(path),
-        "Classes": ", ".join(f"{k + 1} {c.name} ({c.role})" for k, c in enumerate(card.classes)),
-        "Channels": "any" if card.any_channels else str(card.in_channels),
-        "Network": f"depth {shape.depth}, {shape.base_filters} base filters, {shape.activation}"
-                   f"{', batch norm' if shape.batch_norm else ''}",
-        "Base": f"{card.base_name} {card.base_hash[:12]}".strip(),
-        "Made": card.created,
-        "Versions": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
-        "Labelled pixels": ", ".join(f"{name} {n:,}" for name, n in card.labelled_pixels.items()),
-        "Score of the base": "" if card.base_score is None else f"{card.base_score:.3f}",
-        "Score": "" if card.score is None else f"{card.score:.3f}",
-        "Settings": repr(card.training) if card.training else "",
-        "Description": card.description,
-    }
-    for title, text in lines.items():
-        if text:
-            answer(f"{title + ':':19}{printable(text)}")
-    return OK
-
-
-def _import_model(arguments: argparse.Namespace) -> int:
-    from napari_cellbrush.engine.model_file import import_model
-
-    answer(printable(import_model(arguments.file).stem))
-    return OK
-
-
-def _export_model(arguments: argparse.Namespace) -> int:
-    from napari_cellbrush.engine.model_file import export_model
-
-    answer(str(export_model(arguments.name, arguments.file)))
-    return OK
-
-
-def _remove_model(arguments: argparse.Namespace) -> int:
-    from napari_cellbrush.engine.model_file import remove_model
-
-    answer(f"Removed {printable(str(remove_model(arguments.name)))}")
-    return OK
 
 
 # -------------------------------------------------------------------------------------------------------- demo

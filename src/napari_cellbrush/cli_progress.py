@@ -1,4 +1,4 @@
-"""What a running command shows: bars on the error stream, so that results on the output stream stay clean."""
+"""What a command tells: results on the output stream, bars and problems on the error stream, and its exit code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -24,15 +25,24 @@ from napari_cellbrush.events import (
     ValidationScored,
 )
 
+#: Exit codes.
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
 
 def tell(text: str) -> None:
     """A line for the person at the terminal, on the error stream."""
-    sys.stderr.write(printable(text) + "\n")
+    _write(sys.stderr, printable(text))
 
 
 def answer(text: str) -> None:
     """A line of the result, on the output stream."""
-    sys.stdout.write(text + "\n")
+    _write(sys.stdout, text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    # Windows' pipes take few letters: show the others as question marks rather than end with an error.
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
 
 
 def printable(text: str) -> str:
