@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -16,6 +18,8 @@ def forget_choices() -> None:
 def test_the_cpu_is_always_there_and_says_what_it_is() -> None:
     device = choose_device("cpu")
     assert device.kind == "cpu"
+    assert device.name
+    assert device.memory_bytes > 2**28
     assert device.precision in device.description
 
 
@@ -43,18 +47,37 @@ def _no_kernel_image(tensor: torch.Tensor, *_: object, **__: object) -> torch.Te
     raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
 
-@pytest.mark.parametrize("half_seconds", [0.5, 2.0])
-def test_half_precision_is_used_only_where_it_is_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch,
-                                                                      half_seconds: float) -> None:
-    monkeypatch.setattr(device_module, "_convolution_seconds",
-                        lambda dtype: half_seconds if dtype == torch.bfloat16 else 1.0)
-    assert (choose_device("cpu").half is not None) == (half_seconds < 1)
+@pytest.mark.parametrize(("seconds", "half", "channels_last"), [
+    ([1.0, 1.0, 0.5], torch.bfloat16, True),  # half precision pays
+    ([1.0, 1.0, 0.95], None, False),  # too little to be worth the rounding
+    ([1.0, 0.4, 0.39], None, True),  # it is the order of channels that pays
+    ([1.0, 2.0, 9.0], None, False),  # the instructions exist, but are slow
+])
+def test_precision_and_order_are_those_measured_to_be_fastest(
+    monkeypatch: pytest.MonkeyPatch, seconds: list[float], half: torch.dtype | None, channels_last: bool,
+) -> None:
+    monkeypatch.setattr(device_module, "_convolution_seconds", lambda kind, variants: seconds)
+    device = choose_device("cpu")
+    assert (device.half, device.channels_last) == (half, channels_last)
+
+
+def test_the_measurement_runs_every_variant_and_takes_a_fraction_of_a_second() -> None:
+    began = time.perf_counter()
+    seconds = device_module._convolution_seconds("cpu", ((torch.float32, False), (torch.bfloat16, True)))
+    assert all(0 < one < 1 for one in seconds)
+    assert time.perf_counter() - began < 5  # 0.05 on an idle machine
+
+
+def test_the_choice_is_made_once() -> None:
+    assert choose_device("cpu") is choose_device("cpu")
 
 
 @pytest.mark.parametrize(("error", "expected"), [
     (torch.OutOfMemoryError("CUDA out of memory"), True),
     (RuntimeError("CUDA out of memory. Tried to allocate 20 MiB"), True),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), True),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
     (RuntimeError("MPS backend out of memory"), True),
     (MemoryError(), True),
     (RuntimeError("shape mismatch"), False),

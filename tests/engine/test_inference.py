@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from napari_cellbrush.events import InferenceStarted, StopToken, TileSegmented, 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=True)
 
 
-def make_model(depth: int = 3, n_channels: int = 1, batch_norm: bool = True, **card: Any) -> Model:
-    network = NetworkConfig(depth=depth, base_filters=8, batch_norm=batch_norm)
+def make_model(depth: int = 3, n_channels: int = 1, batch_norm: bool = True, base_filters: int = 8,
+               **card: Any) -> Model:
+    network = NetworkConfig(depth=depth, base_filters=base_filters, batch_norm=batch_norm)
     model = new_model(ModelCard(name="m", classes=card.pop("classes", DEFAULT_CLASSES), in_channels=n_channels,
                                 network=network, **card), seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -86,18 +88,48 @@ def test_a_region_gives_what_the_whole_image_gives_there(top: int, left: int, he
             np.testing.assert_allclose(event.probabilities, whole[:, event.rows, event.columns], atol=1e-4)
 
 
-def test_in_half_precision_few_pixels_depend_on_the_tile() -> None:
-    device = choose_device("cpu")
-    if device.half is None:
-        pytest.skip("this CPU is not faster in half precision")
+@pytest.mark.skipif(choose_device("cpu").half is None, reason="this CPU is not faster in half precision")
+@pytest.mark.parametrize("tile", [220, 300])
+def test_in_half_precision_at_most_one_pixel_in_ten_thousand_depends_on_its_tile(tile: int) -> None:
+    model, pixels = make_model(depth=4, base_filters=32), image(310, 270)
+    first, second = (segment_array(model, Planes(pixels, "YX"), device=choose_device("cpu"),
+                                   config=InferenceConfig(tile_size_px=size)) for size in (tile, 600))
+    assert len(np.unique(second)) == 3
+    assert (first != second).mean() <= 1e-4
+
+
+@pytest.mark.skipif(choose_device("cpu").half is None, reason="this CPU is not faster in half precision")
+def test_half_precision_stays_near_full_precision() -> None:
     pixels = image(300, 280)
-    first, second = (segment_array(MODEL, Planes(pixels, "YX"), "probabilities", device=device,
-                                   config=InferenceConfig(tile_size_px=size)) for size in (140, 400))
-    exact = probabilities(MODEL, pixels, 400)
-    assert np.abs(first - second).max() < 0.05
-    changed = first.argmax(0) != second.argmax(0)
-    gap = np.diff(np.sort(exact, axis=0)[-2:], axis=0)[0]
-    assert gap[changed].max(initial=0) < 0.05
+    half = segment_array(MODEL, Planes(pixels, "YX"), "probabilities", device=choose_device("cpu"))
+    assert np.abs(half - probabilities(MODEL, pixels, 400)).max() < 0.1
+
+
+def test_features_beyond_the_range_of_float16_are_computed_in_float32() -> None:
+    """On a CPU too slow to be chosen, but there to be tested."""
+    device = replace(CPU, half=torch.float16)
+    model, pixels = make_model(), image(60, 50)
+    first = model.network.down[0].conv1
+    first.weight.data *= 1e6
+    model.network.up[-1].conv1.weight.data *= 1e-6
+    config = InferenceConfig(precision="float32")
+    expected = segment_array(model, Planes(pixels, "YX"), "probabilities", device=CPU, config=config)
+    found = segment_array(model, Planes(pixels, "YX"), "probabilities", device=device)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_without_the_fused_operators_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = image(150, 140)
+    expected = probabilities(MODEL, pixels, 200)
+    monkeypatch.setattr(inference, "fused_unet_works", lambda dtype: False)
+    np.testing.assert_allclose(probabilities(MODEL, pixels, 200), expected, atol=1e-4)
+
+
+@given(n_classes=st.integers(1, 5), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_the_class_map_is_the_argmax_and_ties_go_to_the_first(n_classes: int, seed: int) -> None:
+    scores = np.random.default_rng(seed).integers(0, 3, (n_classes, 7, 9)).astype(np.float32)
+    np.testing.assert_array_equal(inference.most_probable(scores), scores.argmax(axis=0) + 1)
 
 
 def test_stacks_are_segmented_plane_by_plane_like_single_images() -> None:
@@ -217,7 +249,8 @@ def test_out_of_memory_halves_the_tile_and_gives_the_same_result(monkeypatch: py
     np.testing.assert_allclose(probabilities(MODEL, pixels, 600), expected, atol=1e-4)
     events = list(segment_planes(MODEL, Planes(pixels, "YX"), device=CPU, config=InferenceConfig(tile_size_px=600)))
     sizes = [event.tile_size for event in events if isinstance(event, TileSizeReduced)]
-    assert sizes == [300, 150]
+    assert len(sizes) == 2
+    assert sizes[1] <= 180 < sizes[0] <= 300
 
 
 def test_memory_that_fails_in_mid_run_loses_no_tile(monkeypatch: pytest.MonkeyPatch) -> None:

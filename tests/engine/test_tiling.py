@@ -20,7 +20,7 @@ def regions(draw: st.DrawFn) -> tuple[slice, slice]:
 
 
 @given(region=regions(), geometry=GEOMETRIES, size=st.integers(1, 900))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_every_pixel_of_the_region_is_answered_once_and_no_other(region: tuple[slice, slice], geometry: UNetGeometry,
                                                                  size: int) -> None:
     answered = np.zeros((650, 650), int)
@@ -31,7 +31,7 @@ def test_every_pixel_of_the_region_is_answered_once_and_no_other(region: tuple[s
 
 
 @given(region=regions(), geometry=GEOMETRIES, size=st.integers(1, 900))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_every_window_is_valid_aligned_and_covers_its_output(region: tuple[slice, slice], geometry: UNetGeometry,
                                                              size: int) -> None:
     for tile in plan_tiles(region, geometry, size):
@@ -42,6 +42,7 @@ def test_every_window_is_valid_aligned_and_covers_its_output(region: tuple[slice
 
 
 @given(region=regions(), geometry=GEOMETRIES, size=st.integers(1, 900))
+@settings(deadline=None)
 def test_windows_are_no_larger_than_asked_if_one_stride_of_output_fits(region: tuple[slice, slice],
                                                                       geometry: UNetGeometry, size: int) -> None:
     limit = max(size, geometry.input_size_for(geometry.stride))

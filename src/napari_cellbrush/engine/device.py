@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 from napari_cellbrush.config import DeviceName
 from napari_cellbrush.errors import DeviceError
 
-#: Half precision must beat float32 by this factor before it is used on a CPU.
+#: Half precision must beat float32 by this factor before it is used.
 _WORTHWHILE = 1.2
 
 
@@ -80,16 +82,21 @@ def choose_device(name: DeviceName = "auto") -> Device:
 def free_memory(device: Device) -> int:
     """Bytes that can be allocated now."""
     if device.kind == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+        # What torch holds without using it is free to torch.
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + unused
     return int(psutil.virtual_memory().available)
+
+
+#: How torch and the libraries under it say that memory ran out, in lower case.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch or Python says that memory ran out; most are plain RuntimeErrors."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager
@@ -123,7 +130,7 @@ def _example() -> tuple[Tensor, Tensor]:
 def _cuda() -> Device:
     properties = torch.cuda.get_device_properties(0)
     half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return Device("cuda", properties.name, int(properties.total_memory), half, channels_last=True)
+    return Device("cuda", properties.name, int(properties.total_memory), *_fastest("cuda", half))
 
 
 def _mps() -> Device:
@@ -131,20 +138,67 @@ def _mps() -> Device:
 
 
 def _cpu(reason: str) -> Device:
-    slow, fast = _convolution_seconds(torch.float32), _convolution_seconds(torch.bfloat16)
-    half = torch.bfloat16 if fast * _WORTHWHILE < slow else None
     sentence = f"No GPU is used: {reason}" if reason else ""
-    return Device("cpu", platform.processor() or "CPU", None, half, channels_last=True, fallback_reason=sentence)
+    return Device("cpu", _cpu_name(), int(psutil.virtual_memory().total), *_fastest("cpu", torch.bfloat16), sentence)
 
 
-def _convolution_seconds(dtype: torch.dtype) -> float:
-    """The best of a few convolutions as the network's middle levels have them; about 10 ms in all."""
-    image = torch.randn(1, 64, 96, 96, dtype=dtype).to(memory_format=torch.channels_last)
-    convolution = torch.nn.Conv2d(64, 64, 3).to(dtype)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(5):
-            began = time.perf_counter()
-            convolution(image)
-            seconds.append(time.perf_counter() - began)
-    return min(seconds)
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "CPU"
+
+
+def _fastest(kind: str, half: torch.dtype) -> tuple[torch.dtype | None, bool]:
+    """The reduced precision, if it is worth it, and whether channels should come last: measured, not read from flags.
+
+    A processor may have half precision in its list of instructions and yet take ten times as long with it.
+    """
+    plain, last, reduced = _convolution_seconds(kind, ((torch.float32, False), (torch.float32, True), (half, True)))
+    if reduced * _WORTHWHILE < min(plain, last):
+        return half, True
+    return None, last < plain
+
+
+def _convolution_seconds(kind: str, variants: Sequence[tuple[torch.dtype, bool]]) -> list[float]:
+    """Seconds of a convolution as the network's second level has them, per type and order; about 50 ms in all.
+
+    Variants take turns and the best of each counts. On a CPU one thread measures its own time, so that other programs
+    disturb it little: several threads wait for each other, and for whoever holds a core.
+    """
+    batch, size = (4, 256) if kind == "cuda" else (1, 96)
+    clock = time.perf_counter if kind == "cuda" else time.thread_time
+    runs = [_convolution(kind, dtype, last, batch, size) for dtype, last in variants]
+    seconds = [math.inf] * len(runs)
+    with torch.inference_mode(), _one_thread():
+        for turn in range(6):
+            for position, run in enumerate(runs):
+                began = clock()
+                run()
+                # The first turn only makes libraries choose and compile their kernels.
+                seconds[position] = min(seconds[position], clock() - began if turn else math.inf)
+    return seconds
+
+
+def _convolution(kind: str, dtype: torch.dtype, channels_last: bool, batch: int, size: int) -> Callable[[], None]:
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    image = torch.ones(batch, 64, size, size, dtype=dtype, device=kind).to(memory_format=order)
+    weight = torch.ones(64, 64, 3, 3, dtype=dtype, device=kind).to(memory_format=order)
+
+    def run() -> None:
+        torch.nn.functional.conv2d(image, weight)
+        if kind == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)

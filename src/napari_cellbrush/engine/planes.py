@@ -7,6 +7,7 @@ and inference normalise through the same function, so they can never differ.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,9 @@ PERCENTILES = (1.0, 99.8)
 #: Normalised values beyond these say nothing more than "very dark" and "very bright".
 LIMITS = (-2.0, 4.0)
 #: Pixels per channel that the statistics are measured on, at most.
-SAMPLE_PIXELS = 4_000_000
+SAMPLE_PIXELS = 2048**2
+#: The same for all channels together, so that many of them still fit the memory.
+SAMPLE_VALUES = 4 * SAMPLE_PIXELS
 #: Side of the windows of which a large image's sample is made.
 SAMPLE_WINDOW = 256
 
@@ -100,7 +103,11 @@ class Planes:
         """
         place: dict[str, Any] = dict(zip(self.stack_axes, index, strict=True))
         place |= {"Y": rows, "X": columns, "C": slice(None), "S": slice(0, self.n_channels)}
-        raw = np.asarray(self.data[tuple(place[letter] for letter in self.axes)])
+        try:
+            raw = np.asarray(self.data[tuple(place[letter] for letter in self.axes)])
+        except OSError as error:
+            raise ImageError(f"The image '{self.name}' cannot be read at plane {index}, row {rows.start}, column "
+                             f"{columns.start}: {error}", "Check that its file is whole and can be reached") from error
         left = [letter for letter in self.axes if letter not in self.stack_axes]
         if "C" in left or "S" in left:
             order = [left.index("C" if "C" in left else "S"), left.index("Y"), left.index("X")]
@@ -120,11 +127,11 @@ class Planes:
 
         The border pixel itself is not repeated; one row or column alone is.
         """
+        if top >= 0 and left >= 0 and top + height <= self.shape_yx[0] and left + width <= self.shape_yx[1]:
+            return self.read(index, slice(top, top + height), slice(left, left + width))
         rows, columns = mirrored(top, height, self.shape_yx[0]), mirrored(left, width, self.shape_yx[1])
         first_row, first_column = int(rows.min()), int(columns.min())
         window = self.read(index, slice(first_row, int(rows.max()) + 1), slice(first_column, int(columns.max()) + 1))
-        if window.shape[1:] == (height, width) and top >= 0 and left >= 0:
-            return window
         return window[:, (rows - first_row)[:, None], columns - first_column]
 
     def normalisation(self) -> Normalisation:
@@ -153,7 +160,7 @@ def measure_normalisation(planes: Planes) -> Normalisation:
     ImageError
         If no channel has any contrast, or the image holds NaN or infinite values.
     """
-    sample = np.concatenate([planes.read(*place).reshape(planes.n_channels, -1) for place in _sample(planes)], axis=1)
+    sample = _sample(planes)
     low, high = np.percentile(sample, PERCENTILES, axis=1)
     flat = low == high
     if flat.any():
@@ -168,29 +175,38 @@ def measure_normalisation(planes: Planes) -> Normalisation:
     return Normalisation(tuple(float(v) for v in low), tuple(float(v) for v in high))
 
 
-_Window = tuple[tuple[int, ...], slice, slice]
-
-
-def _windows(planes: Planes) -> list[_Window]:
+def _n_windows(planes: Planes) -> tuple[int, int, int]:
+    """How many windows tile the image: planes, down, across."""
     height, width = planes.shape_yx
-    return [(index, slice(row, min(row + SAMPLE_WINDOW, height)), slice(column, min(column + SAMPLE_WINDOW, width)))
-            for index in planes.indices()
-            for row in range(0, height, SAMPLE_WINDOW)
-            for column in range(0, width, SAMPLE_WINDOW)]
+    return math.prod(planes.stack_shape), -(-height // SAMPLE_WINDOW), -(-width // SAMPLE_WINDOW)
+
+
+def _window(planes: Planes, number: int) -> NDArray[np.float32]:
+    """One of those windows, C and pixels. Numbered rather than listed: a long stack has millions."""
+    plane, row, column = np.unravel_index(number, _n_windows(planes))
+    index = tuple(int(i) for i in np.unravel_index(plane, planes.stack_shape)) if planes.stack_shape else ()
+    top, left = int(row) * SAMPLE_WINDOW, int(column) * SAMPLE_WINDOW
+    rows = slice(top, min(top + SAMPLE_WINDOW, planes.shape_yx[0]))
+    columns = slice(left, min(left + SAMPLE_WINDOW, planes.shape_yx[1]))
+    return planes.read(index, rows, columns).reshape(planes.n_channels, -1)
 
 
 def _extremes(planes: Planes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Smallest and largest value of each channel, over every pixel."""
-    ends = [(window.min(axis=(1, 2)), window.max(axis=(1, 2)))
-            for window in (planes.read(*place) for place in _windows(planes))]
+    windows = (_window(planes, number) for number in range(math.prod(_n_windows(planes))))
+    ends = [(window.min(axis=1), window.max(axis=1)) for window in windows]
     return np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)
 
 
-def _sample(planes: Planes) -> list[_Window]:
-    """Windows that cover a small image wholly and a large one evenly."""
-    windows = _windows(planes)
-    pixels = len(planes.indices()) * planes.shape_yx[0] * planes.shape_yx[1]
-    n = max(1, round(len(windows) * min(1.0, SAMPLE_PIXELS / pixels)))
-    # The golden ratio spreads picks without falling into step with rows of windows.
-    picks = sorted({int(len(windows) * ((k * 0.6180339887498949) % 1)) for k in range(n)}) if n < len(windows) else None
-    return windows if picks is None else [windows[pick] for pick in picks]
+def _sample(planes: Planes) -> NDArray[np.float32]:
+    """Pixels of the whole of a small image, or of windows that cover a large one evenly; C and pixels."""
+    n_windows = math.prod(_n_windows(planes))
+    n_pixels = math.prod(planes.spatial_shape)
+    share = min(SAMPLE_PIXELS, SAMPLE_VALUES // planes.n_channels) / n_pixels
+    if share >= 1:
+        picks = list(range(n_windows))
+    else:
+        # The golden ratio spreads picks without falling into step with rows of windows.
+        n_picks = max(1, round(n_windows * share))
+        picks = sorted({int(n_windows * ((k * 0.6180339887498949) % 1)) for k in range(n_picks)})
+    return np.concatenate([_window(planes, number) for number in picks], axis=1)

@@ -60,13 +60,20 @@ def output_step(geometry: UNetGeometry, tile_size: int) -> int:
 
 
 def _spans(region: slice, geometry: UNetGeometry, tile_size: int) -> list[tuple[int, slice]]:
-    """Aligned starts with the part of the region each answers; equally long rather than a full and a tiny one."""
+    """Aligned starts with the part of the region each answers; equally long rather than a full and a tiny one.
+
+    A network answers 4 pixels more than a multiple of its stride. Those at the end are useful to the last tile alone.
+    """
+    if region.stop <= region.start:
+        return []
     stride = geometry.stride
     first = region.start // stride * stride
-    n_tiles = -(-(region.stop - first) // output_step(geometry, tile_size))
-    step = -(-(region.stop - first) // (n_tiles * stride)) * stride if n_tiles else stride
-    starts = range(first, region.stop, step)
-    return [(start, slice(max(start, region.start), min(start + step, region.stop))) for start in starts]
+    extent = max(1, region.stop - first - 4)
+    n_tiles = -(-extent // output_step(geometry, tile_size))
+    step = -(-extent // (n_tiles * stride)) * stride
+    starts = range(first, first + extent, step)
+    return [(start, slice(max(start, region.start), region.stop if start == starts[-1] else start + step))
+            for start in starts]
 
 
 def _tile(row: tuple[int, slice], column: tuple[int, slice], geometry: UNetGeometry) -> Tile:
