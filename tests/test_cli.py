@@ -178,8 +178,9 @@ def test_a_bad_image_gets_one_sentence_and_the_others_go_on(
 @pytest.mark.parametrize(("image", "labels", "sentence"), [
     ("nan.tif", "classes.tif", "NaN"), ("constant.tif", "classes.tif", "constant"),
     ("cut.tif", "classes.tif", "truncated"),
-    ("image.tif", "small.tif", "(89, 110)"), ("image.tif", "many.tif", "56"), ("image.tif", "half.tif", "whole numbers"),
-    ("image.tif", "gone.tif", "gone.tif"), ("image.tif", "rgb.tif", "colours")])
+    ("image.tif", "small.tif", "(89, 110)"), ("image.tif", "many.tif", "56"),
+    ("image.tif", "half.tif", "whole numbers"), ("image.tif", "gone.tif", "gone.tif"),
+    ("image.tif", "rgb.tif", "colours")])
 def test_a_bad_training_pair_is_left_out_and_told(
     folder: Path, capsys: pytest.CaptureFixture[str], image: str, labels: str, sentence: str
 ) -> None:

@@ -240,7 +240,7 @@ def test_a_folder_without_zarr_installed_says_so(tmp_path: Path, monkeypatch: py
 def test_the_indices_of_a_palette_picture_are_its_labels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     indices = RANDOM.integers(0, 4, (20, 30)).astype(np.uint8)
-    picture = Image.fromarray(indices, "L").convert("P")
+    picture = Image.fromarray(indices).convert("P")
     picture.putdata(indices.ravel().tolist())
     picture.putpalette([9, 9, 9, 255, 0, 0, 0, 255, 0, 0, 0, 255])
     picture.save(path)

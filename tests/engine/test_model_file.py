@@ -36,6 +36,7 @@ from napari_cellbrush.engine.model_file import (
 )
 from napari_cellbrush.errors import ModelFileError
 
+BUNDLED_FILES = sorted(model_file.BUNDLED.glob("*.safetensors"))
 TINY = NetworkConfig(depth=3, base_filters=8)
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 
@@ -285,6 +286,13 @@ def test_the_library_lists_bundled_and_own_models_by_header_alone(
     monkeypatch.setattr(model_file, "read_model", None)
     assert [(e.name, e.bundled, e.card.name) for e in list_models()] == [("cells", True, "cells"),
                                                                          ("mine", False, "mine")]
+
+
+@pytest.mark.parametrize("path", BUNDLED_FILES, ids=lambda path: path.stem)
+def test_a_bundled_model_reads_and_says_where_it_comes_from(path: Path) -> None:
+    card = read_model(path).card
+    assert card.name == path.stem
+    assert card.description
 
 
 def test_a_taken_name_counts_up_and_nothing_is_overwritten(library: Path) -> None:
