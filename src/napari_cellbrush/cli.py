@@ -347,7 +347,7 @@ def _segment_one(
     axes = opened.planes.stack_axes + "YX"
     with stop_on_interrupt() as stop:
         try:
-            with inference_bar(image) as show:
+            with inference_bar(opened.path.name) as show:
                 mask = api.segment(opened.planes, model, arguments.output, config=config, device=arguments.device,
                                    on_event=show, stop=stop)
         except MemoryError as error:
