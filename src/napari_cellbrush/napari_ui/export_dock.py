@@ -102,6 +102,7 @@ class ExportDock(Dock):
                 words = str(error)
         self.size_line.setText(text)
         self.axes_words.setText(words)
+        self.axes_words.setVisible(bool(words))
         self._refresh_run()
 
     def _refresh_run(self) -> None:

@@ -11,7 +11,7 @@ from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.events import TrainingEvent, TrainingStarted, TrainingStep
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job
-from napari_cellbrush.session import SCRATCH, Phase, TunedModel
+from napari_cellbrush.session import Phase, TunedModel
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
@@ -130,16 +130,16 @@ class FineTuning(QObject):
 def outcome_in_words(tuned: TunedModel) -> str:
     """What came out of a training, for the person who started it."""
     saved = f"Saved as '{tuned.name}'."
-    ended = f"Stopped after {tuned.n_steps} steps. " if tuned.stopped else ""
+    ended = f"Stopped after {tuned.n_steps} steps" if tuned.stopped else "Done"
     if not tuned.improved:
-        kept = f"'{tuned.previous}' stays chosen" if tuned.previous != SCRATCH else "it is not chosen"
-        return f"{ended}The tuned model is worse than its base on the held-out strokes, so {kept}. {saved}"
+        kept = f"'{tuned.previous}' stays chosen" if tuned.previous else "it is not chosen"
+        return f"{ended}: worse than its base on the held-out strokes, so {kept}. {saved}"
     if tuned.score is None:
-        return f"{ended}Done. {saved}"
+        return f"{ended}. {saved}"
     if tuned.base_score is None:
-        return f"{ended}Done: {tuned.score:.2f} on the held-out strokes. {saved}"
+        return f"{ended}: {tuned.score:.2f} on the held-out strokes. {saved}"
     change = "as good as before" if tuned.score == tuned.base_score else "better than before"
-    return f"{ended}Done: {change} on the held-out strokes. {saved}"
+    return f"{ended}: {change} on the held-out strokes. {saved}"
 
 
 def _images(n: int) -> str:

@@ -253,12 +253,12 @@ def class_features(classes: Sequence[ClassDefinition]) -> dict[str, list[Any]]:
 
 
 def bind_class_keys(layer: Labels, n_classes: int) -> None:
-    """Digits choose a class and the brush, on this layer alone, instead of napari's tools."""
+    """Digits choose a class and the brush, on this layer alone, instead of napari's tools (which keep their letters).
+
+    Digits without a class do nothing: the same key must not be an eraser today and a class tomorrow.
+    """
     for digit in range(1, 10):
-        if digit <= n_classes:
-            layer.bind_key(str(digit), _select(digit), overwrite=True)
-        else:
-            layer.bind_key(str(digit), None, overwrite=True)
+        layer.bind_key(str(digit), _select(digit) if digit <= n_classes else _do_nothing, overwrite=True)
 
 
 def _select(value: int) -> Any:
@@ -267,6 +267,10 @@ def _select(value: int) -> Any:
         layer.mode = "paint"
 
     return select
+
+
+def _do_nothing(layer: Labels) -> None:
+    """What a digit without a class does. (napari's own way to block a key, ``...``, raises when it is pressed.)"""
 
 
 def painted_box(atom: Any) -> tuple[slice, ...]:

@@ -80,9 +80,13 @@ class ResultLayers:
             Make new layers in every case.
         """
         layer = self._book.layer(image.key)
+        self._hide_results_of(image)
         sheet = Sheet(image, layers.labels_axes(image.axes))
         if output == "probabilities":
             sheet.probabilities = [self._probability(image, layer, definition, fresh) for definition in classes]
+            for shown, definition in zip(sheet.probabilities, classes, strict=True):
+                # Background is nearly everywhere and would hide the image.
+                shown.visible = definition.role != "background"
             return sheet
         sheet.classes = self._labels(image, layer, "classes", np.dtype(np.uint8), fresh)
         sheet.classes.visible = True
@@ -104,11 +108,8 @@ class ResultLayers:
 
     def _probability(self, image: ImageEntry, image_layer: Layer, definition: ClassDefinition, fresh: bool) -> Image:
         def make() -> Image:
-            layer = layers.new_probability(image_layer, image.axes, f"{image.name} {definition.name} probability",
-                                           definition.color)
-            # Background is nearly everywhere and would hide the image.
-            layer.visible = definition.role != "background"
-            return layer
+            return layers.new_probability(image_layer, image.axes, f"{image.name} {definition.name} probability",
+                                          definition.color)
 
         return self._find_or_add(image, image_layer, f"probability of {definition.name}", make, fresh)
 
@@ -125,6 +126,13 @@ class ResultLayers:
         if isinstance(layer, Labels):
             layer.events.paint.connect(self._on_painted)
         return layer
+
+    def _hide_results_of(self, image: ImageEntry) -> None:
+        """One kind of result is shown at a time: on top of each other they cannot be told apart."""
+        for (image_key, _), key in self._keys.items():
+            layer = self._book.layer(key)
+            if image_key == image.key and layer is not None:
+                layer.visible = False
 
     def _on_painted(self, event: Any) -> None:
         self._edited.add(str(event.source.unique_id))

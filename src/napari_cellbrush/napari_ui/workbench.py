@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from napari.layers import Labels
 from qtpy.QtCore import QObject, QTimer
+from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QApplication
 
 from napari_cellbrush.config import DeviceName
@@ -56,6 +58,7 @@ class Workbench(QObject):
         self.segmenting = Segmenting(self)
         self.fine_tuning = FineTuning(self)
         self.exporting = Exporting(self)
+        viewer.layers.events.removing.connect(self._on_layer_removing)
         self.session.options_changed.connect(self._on_options_changed)
         if window is not None:
             # Called when this object is gone already: plain Python, no Qt.
@@ -99,6 +102,19 @@ class Workbench(QObject):
         close_all(self._threads)
         self.annotating.close()
         self.book.close()
+
+    def _on_layer_removing(self, event: Any) -> None:
+        """Draw once without the brush before its layer goes.
+
+        napari 0.9 ends in a segmentation fault when a layer is removed in paint mode and another one is added
+        (seen with Mesa, without any plugin); a frame drawn in between with the brush hidden prevents it.
+        """
+        layer, window = self.book.viewer.layers[event.index], self.parent()
+        if not isinstance(layer, Labels) or str(layer.mode) in ("pan_zoom", "transform") or window is None:
+            return
+        layer.mode = "pan_zoom"
+        for canvas in window.findChildren(QOpenGLWidget):
+            canvas.grabFramebuffer()
 
     def _on_found(self, found: runs.LibraryFound | runs.DeviceFound) -> None:
         if isinstance(found, runs.LibraryFound):

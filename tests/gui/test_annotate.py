@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QMessageBox
+
+from napari_cellbrush.config import DEFAULT_CLASSES
+from napari_cellbrush.engine.annotation import objects_to_classes
+from napari_cellbrush.napari_ui.annotate_dock import AnnotateDock, TakeOverDialog
+
+
+@pytest.fixture
+def dock(viewer) -> AnnotateDock:
+    _, widget = viewer.window.add_plugin_dock_widget("napari-cellbrush", "Annotate")
+    return getattr(widget, "__wrapped__", widget)
+
+
+def names(box) -> list[str]:
+    return [box.itemText(i) for i in range(box.count())]
+
+
+def painted_column(dock) -> list[str]:
+    return [dock.table.item(row, 4).text() for row in range(dock.table.rowCount())]
+
+
+# ----------------------------------------------------------------------------------------- image and axes
+
+
+def test_the_list_of_images_follows_the_viewer_whatever_happens_to_its_layers(viewer, dock, image):
+    assert names(dock.image) == []
+    first = viewer.add_image(image, name="first")
+    second = viewer.add_image(image, name="second")
+    viewer.add_labels(np.zeros((4, 4), np.uint8), name="labels")
+    viewer.add_points(np.zeros((1, 2)))
+    assert names(dock.image) == ["second", "first"]
+    assert dock.image.currentText() == "first"
+    first.name = "renamed"
+    assert names(dock.image) == ["second", "renamed"]
+    assert dock.image.currentText() == "renamed"
+    viewer.layers.move(0, 4)
+    assert names(dock.image) == ["renamed", "second"]
+    viewer.layers.remove(first)
+    assert names(dock.image) == ["second"]
+    assert dock.image.currentText() == "second"
+    viewer.layers.remove(second)
+    assert names(dock.image) == []
+    assert not dock.new.isEnabled()
+
+
+def test_two_images_of_one_name_are_told_apart(viewer, dock, image):
+    viewer.add_image(image, name="same")
+    viewer.add_image(image[:50], name="same")
+    assert sorted(names(dock.image)) == ["same", "same [1]"]
+    dock.image.setCurrentIndex(0)
+    dock.image.activated.emit(0)
+    assert dock.session.image.shape == (50, 150)
+
+
+def test_axes_are_shown_in_words_and_can_be_corrected(viewer, dock):
+    viewer.add_image(np.zeros((4, 30, 40), np.float32), name="stack")
+    assert (dock.axes.text(), dock.axes_words.text()) == ("ZYX", "depth, row, column")
+    dock.axes.setText("tyx")
+    dock.axes.editingFinished.emit()
+    assert (dock.axes.text(), dock.axes_words.text()) == ("TYX", "time, row, column")
+
+
+def test_axes_that_do_not_fit_are_refused_in_words(viewer, dock):
+    viewer.add_image(np.zeros((30, 40), np.float32))
+    dock.axes.setText("ZYX")
+    dock.axes.editingFinished.emit()
+    assert "name 3 axes, the image has 2" in dock.notice.text()
+    assert dock.axes.text() == "YX"
+
+
+# ------------------------------------------------------------------------------------------- annotation
+
+
+def test_a_new_annotation_is_an_empty_layer_ready_to_be_painted(viewer, dock, image, person):
+    viewer.add_image(image, name="cells", scale=(0.5, 0.25), translate=(3, 4), units=("um", "um"))
+    person.click(dock.new)
+    layer = viewer.layers["cells annotation"]
+    assert layer.data.dtype == np.uint8
+    assert not layer.data.any()
+    assert tuple(layer.scale) == (0.5, 0.25)
+    assert tuple(layer.translate) == (3, 4)
+    assert viewer.layers.selection.active.name == "cells annotation"
+    assert (str(layer.mode), layer.selected_label) == ("paint", 1)
+
+
+def test_digits_choose_a_class_and_strokes_paint_and_count_it(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    layer = viewer.layers["cells annotation"]
+    for digit, row in ((Qt.Key.Key_2, 30), (Qt.Key.Key_3, 60), (Qt.Key.Key_1, 90)):
+        person.key(Qt.Key.Key_Z)  # pan: the digit must bring the brush back
+        person.key(digit)
+        person.drag([(row, column) for column in range(20, 60, 5)])
+    assert set(np.unique(layer.data[[30, 60, 90], 40])) == {1, 2, 3}
+    assert [layer.data[row, 40] for row in (30, 60, 90)] == [2, 3, 1]
+    expected = np.bincount(layer.data.ravel(), minlength=4)[1:]
+    person.wait(lambda: dock.session.painted == tuple(expected))
+    assert painted_column(dock) == [f"{n:,}" for n in expected]
+
+
+def test_digits_without_a_class_do_nothing(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    layer = viewer.layers["cells annotation"]
+    for digit in (Qt.Key.Key_4, Qt.Key.Key_5, Qt.Key.Key_6, Qt.Key.Key_7):
+        person.key(digit)
+        assert (str(layer.mode), layer.selected_label) == ("paint", 1)
+
+
+def test_undo_takes_pixels_off_the_count(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    person.drag([(40, 40), (40, 60), (40, 80)])
+    person.wait(lambda: dock.session.painted[0] > 0)
+    person.key(Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    person.wait(lambda: dock.session.painted == (0, 0, 0))
+
+
+def test_every_plane_of_a_stack_is_counted(viewer, dock, person):
+    viewer.add_image(np.random.default_rng(0).random((3, 60, 60)).astype(np.float32), name="stack")
+    person.click(dock.new)
+    layer = viewer.layers["stack annotation"]
+    for plane in (0, 2):
+        viewer.dims.set_current_step(0, plane)
+        QTest.qWait(20)
+        person.drag([(30, 20), (30, 40)])
+    assert layer.data[0].any()
+    assert not layer.data[1].any()
+    person.wait(lambda: dock.session.painted[0] == np.count_nonzero(layer.data))
+
+
+def test_a_value_without_a_class_cannot_be_painted(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    layer = viewer.layers["cells annotation"]
+    layer.selected_label = 2
+    layer.selected_label = 7  # napari's key for a new label does this
+    assert layer.selected_label == 2
+
+
+def test_brush_size_is_one_for_dock_and_layer(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    layer = viewer.layers["cells annotation"]
+    dock.brush.setValue(23)
+    assert layer.brush_size == 23
+    layer.brush_size = 7
+    assert (dock.brush.value(), dock.brush_box.value()) == (7, 7)
+
+
+# ---------------------------------------------------------------------------------------------- classes
+
+
+def test_clicking_a_class_chooses_it_on_the_annotation_layer(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    viewer.layers.selection.active = viewer.layers["cells"]
+    where = dock.table.visualItemRect(dock.table.item(2, 2)).center()
+    QTest.mouseClick(dock.table.viewport(), Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, where)
+    layer = viewer.layers["cells annotation"]
+    assert layer.selected_label == 3
+    assert viewer.layers.selection.active.name == "cells annotation"
+
+
+def test_choosing_a_label_in_napari_marks_its_class_in_the_table(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    viewer.layers["cells annotation"].selected_label = 3
+    assert {index.row() for index in dock.table.selectedIndexes()} == {2}
+    assert "boundary" in dock.notice.text()
+
+
+def test_renaming_and_recolouring_reach_the_layer(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    layer = viewer.layers["cells annotation"]
+    dock.table.item(1, 2).setText("nucleus")
+    dock.table.recoloured.emit(1, "#ff0000")
+    np.testing.assert_allclose(layer.colormap.map(np.array([2]))[0], [1, 0, 0, 1])
+    assert list(layer.features["class"]) == ["unlabelled", "background", "nucleus", "boundary"]
+    assert dock.session.classes[1].role == "object"
+
+
+def test_a_name_that_is_taken_is_refused_and_the_old_one_shown_again(viewer, dock):
+    dock.table.item(1, 2).setText("background")
+    assert "same name" in dock.notice.text()
+    assert dock.table.item(1, 2).text() == "cell"
+
+
+def test_an_added_class_gets_a_key_and_a_colour(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    person.click(dock.add)
+    person.key(Qt.Key.Key_4)
+    person.drag([(40, 40), (40, 60)])
+    layer = viewer.layers["cells annotation"]
+    assert layer.data[40, 50] == 4
+    assert layer.colormap.map(np.array([4]))[0][3] == 1
+    person.wait(lambda: dock.session.painted[3] > 0)
+
+
+def test_removing_a_class_asks_renumbers_the_strokes_and_leaves_nothing_to_undo(viewer, dock, image, person,
+                                                                               monkeypatch):
+    viewer.add_image(image, name="cells", scale=(2, 2))
+    person.click(dock.new)
+    for digit, row in ((Qt.Key.Key_2, 60), (Qt.Key.Key_3, 120)):
+        person.key(digit)
+        person.drag([(row, 60), (row, 120)])
+    person.wait(lambda: dock.session.painted[2] > 0)
+    before = viewer.layers["cells annotation"].data.copy()
+    dock.session.choose_class(1)
+    monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.No)
+    person.click(dock.remove)
+    assert len(dock.session.classes) == 3
+    monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.Yes)
+    person.click(dock.remove)
+    layer = viewer.layers["cells annotation"]
+    expected = np.where(before == 3, 2, 0)
+    np.testing.assert_array_equal(layer.data, expected)
+    assert tuple(layer.scale) == (2, 2)
+    assert [la.name for la in viewer.layers] == ["cells", "cells annotation"]
+    layer.undo()
+    np.testing.assert_array_equal(layer.data, expected)
+    person.wait(lambda: dock.session.painted == (0, int((expected == 2).sum())))
+
+
+# ------------------------------------------------------------------------------------------ from labels
+
+
+def test_classes_of_another_layer_are_taken_over_as_a_copy(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    values = np.random.default_rng(0).integers(0, 4, image.shape).astype(np.int32)
+    given = viewer.add_labels(values.copy(), name="given")
+    person.click(dock.take_over)
+    dialog = dock.findChild(TakeOverDialog)
+    assert names(dialog.source) == ["given"]
+    dialog.accept()
+    layer = viewer.layers["cells annotation"]
+    np.testing.assert_array_equal(layer.data, values)
+    assert layer.data.dtype == np.uint8
+    assert not given.visible
+    person.key(Qt.Key.Key_1)
+    person.drag([(40, 40), (40, 60)])
+    np.testing.assert_array_equal(given.data, values)
+
+
+def test_objects_of_another_layer_become_background_cell_and_boundary(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    objects = np.zeros(image.shape, np.int32)
+    objects[20:50, 20:50], objects[20:50, 50:80] = 700, 90000
+    viewer.add_labels(objects, name="masks")
+    person.click(dock.take_over)
+    dialog = dock.findChild(TakeOverDialog)
+    dialog.objects.setChecked(True)
+    dialog.accept()
+    np.testing.assert_array_equal(viewer.layers["cells annotation"].data, objects_to_classes(objects))
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    (np.full((120, 150), 9, np.uint8), "values up to 9, but there are 3 classes"),
+    (np.zeros((20, 20), np.uint8), "have the shape (20, 20)"),
+])
+def test_labels_that_do_not_fit_are_refused_in_words_and_nothing_is_added(viewer, dock, image, person, values, words):
+    viewer.add_image(image, name="cells")
+    viewer.add_labels(values, name="given")
+    person.click(dock.take_over)
+    dock.findChild(TakeOverDialog).accept()
+    assert words in dock.notice.text()
+    assert [layer.name for layer in viewer.layers] == ["cells", "given"]
+
+
+# ---------------------------------------------------------------------------------------------- the dock
+
+
+def test_the_dock_says_what_unlabelled_means_and_what_to_do_next(viewer, dock, image, person):
+    texts = [label.text() for label in dock.findChildren(type(dock.axes_words))]
+    assert any("unlabelled" in text and "background" in text for text in texts)
+    assert "Open an image" in dock.notice.text()
+    viewer.add_image(image, name="cells")
+    assert "New annotation" in dock.notice.text()
+    person.click(dock.new)
+    assert "keys 1–3" in dock.notice.text()
+
+
+def test_a_removed_annotation_layer_can_be_made_again(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    person.drag([(40, 40), (40, 60)])
+    viewer.layers.remove("cells annotation")
+    assert dock.session.painted == (0, 0, 0)
+    assert "New annotation" in dock.notice.text()
+    person.click(dock.new)
+    assert not viewer.layers["cells annotation"].data.any()
+
+
+def test_defaults_are_background_cell_and_boundary(dock):
+    assert dock.session.classes == DEFAULT_CLASSES
+    assert [dock.table.item(row, 0).text() for row in range(3)] == ["1", "2", "3"]
+    assert dock.table.rect().contains(QPoint(5, 5))
