@@ -30,15 +30,16 @@ def forest() -> type:
     return RandomForest
 
 
-def textured(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Striped discs on speckled ground of the same mean brightness: only texture tells them apart."""
+def discs(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Bright discs and bright thin lines on dark, noisy ground; only the discs are cells."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:256, :256]
     truth = np.ones((256, 256), np.uint8)
-    for row, column in random.integers(20, 236, size=(10, 2)):
-        truth[(rows - row) ** 2 + (columns - column) ** 2 < 20**2] = 2
-    stripes = 40 * np.sign(np.sin(0.9 * (rows + columns)))
-    image = 128 + np.where(truth == 2, stripes, 0) + random.normal(0, 20, truth.shape)
+    for row, column in random.integers(20, 236, size=(12, 2)):
+        truth[(rows - row) ** 2 + (columns - column) ** 2 < 14**2] = 2
+    bright = truth == 2
+    bright[random.integers(0, 256, 8)] = True
+    image = 60 + 80 * bright + random.normal(0, 20, truth.shape)
     return np.clip(image, 0, 255).astype(np.uint8), truth
 
 
@@ -70,18 +71,18 @@ def learn_and_segment(folder: Path, image: NDArray[np.uint8], labels: NDArray[np
     return tifffile.imread(folder / "out" / "other_classes.tif")
 
 
-def test_the_command_line_learns_a_texture_from_ten_strokes_a_class(tmp_path: Path, forest: type) -> None:
-    image, truth = textured(0)
-    other, other_truth = textured(1)
+def test_the_command_line_learns_discs_from_ten_strokes_a_class(tmp_path: Path, forest: type) -> None:
+    image, truth = discs(0)
+    other, other_truth = discs(1)
     labels = strokes(truth, 10, seed=0)
     found = learn_and_segment(tmp_path, image, labels, other, "--base", "scratch", "--classes", "background,cell",
-                              "--max-steps", "80", "--max-minutes", "3", "--learning-rate", "2e-3",
+                              "--max-steps", "80", "--max-minutes", "10", "--learning-rate", "3e-3",
                               "--network.base-filters", "8", "--network.depth", "3", "--patch-size-px", "188")
     peer = forest(seed=0).fit([image[None]], [labels]).predict(other[None])
     ours, theirs = (class_iou(prediction, other_truth, 2).mean for prediction in (found, peer))
     print(json.dumps({"cellbrush": ours, "random_forest": theirs}))
     assert ours > 0.85
-    assert ours > theirs - 0.05
+    assert ours > theirs - 0.05, f"{ours:.3f} against the random forest's {theirs:.3f}"
 
 
 @pytest.mark.skipif(not (DATA / "bbbc039_nuclei_dev").exists(), reason=f"no real images in {DATA} (CELLBRUSH_DATA)")
@@ -95,7 +96,7 @@ def test_the_command_line_learns_real_nuclei_as_well_as_a_random_forest(tmp_path
     other, other_truth = read("000")
     labels = strokes(truth, 8, seed=0)
     found = learn_and_segment(tmp_path, image, labels, other, "--classes", "background,cell", "--max-steps", "40",
-                              "--max-minutes", "3")
+                              "--max-minutes", "10")
     peer = forest(seed=0).fit([image[None]], [labels]).predict(other[None])
     ours, theirs = (class_iou(prediction, other_truth, 2).mean for prediction in (found, peer))
     print(json.dumps({"cellbrush": ours, "random_forest": theirs}))
