@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+
+from napari_cellbrush.config import NetworkConfig
+from napari_cellbrush.engine import training
+from napari_cellbrush.engine.model_file import list_models, read_model
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.events import TrainingStarted, TrainingStep, ValidationScored
+from napari_cellbrush.napari_ui import runs
+from napari_cellbrush.napari_ui.fine_tuning import outcome_in_words
+from napari_cellbrush.session import SCRATCH, TunedModel
+
+
+@pytest.fixture
+def painted(viewer, workspace, image, person):
+    """An image with some background and some cells labelled."""
+    viewer.add_image(image, name="cells")
+    layer = workspace.annotate.bench.annotating.new_annotation(workspace.session.image.key)
+    for value, rows in ((1, (3, 40, 80)), (2, (20, 60, 100))):
+        for row in rows:
+            layer.data[row - 3 : row + 3, 20:30] = value
+    layer.refresh()
+    person.wait(lambda: all(workspace.session.painted[:2]))
+    workspace.session.set_options(segment_after_training=False)
+    workspace.show_tab("finetune")
+    return workspace
+
+
+def finished(workspace, person):
+    person.wait(lambda: not workspace.session.training.busy)
+    return workspace.session.training.notice
+
+
+# --------------------------------------------------------------------------------------------- the button
+
+
+def test_the_button_is_grey_and_says_what_is_missing_until_two_classes_are_painted(viewer, workspace, image, person):
+    workspace.show_tab("finetune")
+    dock = workspace.finetune
+    assert not dock.run.button.isEnabled()
+    assert "Open an image" in dock.run.reason.text()
+    viewer.add_image(image, name="cells")
+    assert "New annotation" in dock.run.reason.text()
+    workspace.show_tab("annotate")
+    person.click(workspace.annotate.new)
+    person.drag([(40, 40), (40, 60)])
+    person.wait(lambda: workspace.session.painted[0])
+    assert dock.run.reason.text() == "Paint at least two classes (so far: background)."
+    person.key(Qt.Key.Key_2)
+    person.drag([(60, 40), (60, 60)])
+    person.wait(lambda: dock.run.button.isEnabled())
+    assert dock.run.reason.text() == ""
+
+
+def test_one_click_trains_saves_the_model_and_chooses_it_for_segmenting(painted, person):
+    dock = painted.finetune
+    assert dock.run.button.text() == "Fine-tune"
+    person.click(dock.run.button)
+    assert dock.run.button.text() == "Stop and keep best"
+    notice = finished(painted, person)
+    assert notice.kind == "success", notice
+    assert "cells model" in notice.text
+    assert dock.run.button.text() == "Fine-tune"
+    assert painted.session.model == "cells model"
+    assert painted.segment.model.currentText() == "cells model"
+    assert painted.session.base == "tiny"
+    card = {entry.name: entry.card for entry in list_models()}["cells model"]
+    assert card.base_name == "tiny"
+    assert card.labelled_pixels == dict(zip(("background", "cell", "boundary"), painted.session.painted, strict=True))
+
+
+def test_the_same_strokes_give_the_same_model_as_the_engine_called_by_hand(painted, person):
+    labels = painted.annotate.bench.annotating.snapshot(painted.session.image.key)
+    person.click(painted.finetune.run.button)
+    assert finished(painted, person).kind == "success"
+    entries = {entry.name: entry for entry in list_models()}
+    base = read_model(entries["tiny"].path)
+    data = painted.annotate.bench.book.layer(painted.session.image.key).data
+    runs._load_torch()  # the same number of threads: sums in another order are other sums
+    generator = training.train(base, [Planes(data, "YX")], [labels], painted.session.training_config,
+                               classes=painted.session.classes)
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            expected = end.value.model
+            break
+    mine = read_model(entries["cells model"].path)
+    assert mine.weights_hash == expected.weights_hash
+
+
+def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
+    """A training of known events: what is shown is what was yielded."""
+    go_on = []
+
+    def train(base, *args, stop, **kwargs):
+        yield TrainingStarted("CPU", "float32", 10, 100, 20, "", 0.5)
+        yield TrainingStep(1, 10, 0.9, 1e-3, 1.0, 9.0)
+        while not go_on:
+            time.sleep(0.01)
+            yield TrainingStep(2, 10, 0.8, 1e-3, 2.0, 8.0)
+        yield ValidationScored(2, 0.75, 0.75)
+        return training.TrainingResult(base, True, 0.5, 0.75, "", False, 2, 2.0)
+
+    monkeypatch.setattr(training, "train", train)
+    dock = painted.finetune
+    person.click(dock.run.button)
+    person.wait(lambda: painted.session.training.count == "step 2 of 10")
+    assert dock.run.count.text() == "Step 2 of 10, about 8 s left"
+    assert dock.run.progress.value() == 200
+    assert dock.curve is not None
+    assert dock.curve.isVisible()
+    assert "before 0.50" in dock.score.text()
+    go_on.append(True)
+    assert finished(painted, person).text.startswith("Done: better than before")
+    assert "before 0.50  →  after 0.75" in dock.score.text()
+    assert not dock.run.progress.isVisible()
+
+
+def test_without_enough_strokes_the_dock_says_why_there_is_no_score(viewer, workspace, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(workspace.annotate.new)
+    person.drag([(40, 40), (40, 60)])
+    person.key(Qt.Key.Key_2)
+    person.drag([(60, 40), (60, 60)])
+    person.wait(lambda: all(workspace.session.painted[:2]))
+    workspace.session.set_options(segment_after_training=False)
+    workspace.session.training_config = workspace.session.training_config.replace(held_out_fraction=0.2)
+    workspace.show_tab("finetune")
+    person.click(workspace.finetune.run.button)
+    assert finished(workspace, person).kind == "success"
+    assert "No score: " in workspace.finetune.no_score.text()
+    assert "strokes" in workspace.finetune.no_score.text()
+    assert not workspace.finetune.score.isVisible()
+
+
+def test_with_enough_strokes_base_and_tuned_model_are_scored_and_shown(painted, person):
+    painted.session.training_config = painted.session.training_config.replace(held_out_fraction=0.3, validate_every=2)
+    person.click(painted.finetune.run.button)
+    finished(painted, person)
+    scored = painted.session.tuned
+    assert f"before {scored.base_score:.2f}  →  after {scored.score:.2f}" in painted.finetune.score.text()
+    assert scored.improved == (scored.score >= scored.base_score)
+    assert (painted.session.model == "cells model") == scored.improved
+
+
+def test_a_worse_model_is_said_to_be_worse_and_the_base_stays_chosen(painted, person, monkeypatch):
+    def train(base, *args, **kwargs):
+        yield TrainingStarted("CPU", "float32", 10, 100, 20, "", 0.8)
+        return training.TrainingResult(base, False, 0.8, 0.6, "", False, 2, 2.0)
+
+    monkeypatch.setattr(training, "train", train)
+    painted.session.set_options(segment_after_training=True)
+    person.click(painted.finetune.run.button)
+    notice = finished(painted, person)
+    assert notice.kind == "warning"
+    assert "worse than its base" in notice.text
+    assert "'tiny' stays chosen" in notice.text
+    assert painted.session.model == "tiny"
+    assert not painted.session.segmentation.busy
+    assert not painted.finetune.revert.isVisible()
+
+
+def test_revert_goes_back_to_the_model_before_and_keeps_the_new_one(painted, person):
+    person.click(painted.finetune.run.button)
+    finished(painted, person)
+    assert painted.finetune.revert.text() == "Revert to 'tiny'"
+    person.click(painted.finetune.revert)
+    assert painted.session.model == "tiny"
+    assert "cells model" in {entry.name for entry in list_models()}
+    assert not painted.finetune.revert.isVisible()
+
+
+def test_training_twice_starts_from_the_base_again_and_overwrites_nothing(painted, person):
+    for _ in range(2):
+        person.click(painted.finetune.run.button)
+        assert finished(painted, person).kind == "success"
+    cards = {entry.name: entry.card for entry in list_models()}
+    assert {"cells model", "cells model-2"} <= cards.keys()
+    assert cards["cells model-2"].base_name == "tiny"
+
+
+def test_continuing_from_ones_own_model_is_a_choice_of_the_base(painted, person):
+    person.click(painted.finetune.run.button)
+    finished(painted, person)
+    dock = painted.finetune
+    dock.base.setCurrentIndex(dock.base.findData("cells model"))
+    dock.base.activated.emit(dock.base.currentIndex())
+    dock.name.setText("second round")
+    person.click(dock.run.button)
+    finished(painted, person)
+    assert {entry.name: entry.card for entry in list_models()}["second round"].base_name == "cells model"
+
+
+def test_scratch_takes_the_networks_shape_from_the_settings(painted, person):
+    painted.session.choose_base(SCRATCH)
+    painted.session.training_config = painted.session.training_config.replace(
+        network=NetworkConfig(depth=3, base_filters=8, batch_norm=False).model_dump())
+    person.click(painted.finetune.run.button)
+    assert finished(painted, person).kind == "success"
+    card = {entry.name: entry.card for entry in list_models()}["cells model"]
+    assert (card.network.depth, card.network.base_filters, card.network.batch_norm) == (3, 8, False)
+
+
+def test_all_painted_images_are_trained_on(viewer, painted, person, image, monkeypatch):
+    viewer.add_image(image[:100, :90], name="more")
+    viewer.add_image(image, name="not painted")
+    bench = painted.annotate.bench
+    keys = {entry.name: entry.key for entry in painted.session.images}
+    layer = bench.annotating.new_annotation(keys["more"])
+    layer.data_setitem((np.array([5, 6]), np.array([7, 7])), np.uint8(2))
+    person.wait(lambda: len(painted.session.painted_images()) == 2)
+    tasks = []
+
+    def fine_tune(task, stop):
+        tasks.append(task)
+        raise RuntimeError("enough")
+        yield
+
+    monkeypatch.setattr(runs, "fine_tune", fine_tune)
+    person.click(painted.finetune.run.button)
+    finished(painted, person)
+    assert {planes.name for planes in tasks[0].images} == {"cells", "more"}
+    assert {labels.shape for labels in tasks[0].labels} == {(120, 150), (100, 90)}
+
+
+# ------------------------------------------------------------------------------------- stopping, failing
+
+
+def test_stop_keeps_the_best_within_a_step_and_a_second(painted, person):
+    painted.session.training_config = painted.session.training_config.replace(max_steps=5000, patience=0)
+    dock = painted.finetune
+    person.click(dock.run.button)
+    person.wait(lambda: len(painted.session.training_events) > 3)
+    steps = [e for e in painted.session.training_events if isinstance(e, TrainingStep)]
+    one_step = steps[-1].seconds_elapsed / steps[-1].step
+    began = time.monotonic()
+    person.click(dock.run.button)
+    assert dock.run.notice.text() == "Stopping…" or not painted.session.training.busy
+    notice = finished(painted, person)
+    assert time.monotonic() - began < 2 * one_step + 2
+    assert notice.text.startswith("Stopped after")
+    assert painted.session.tuned.stopped
+    assert painted.session.model == "cells model"
+
+
+def test_any_error_at_any_step_leaves_the_dock_idle_with_a_sentence_and_the_models_as_they_were(painted, person,
+                                                                                               monkeypatch, caplog):
+    def failing(error, step):
+        def train(base, *args, **kwargs):
+            if step == 0:
+                raise error
+            yield TrainingStarted("CPU", "float32", 3, 100, 0, "none", None)
+            for number in (1, 2, 3):
+                if number == step:
+                    raise error
+                yield TrainingStep(number, 3, 0.5, 1e-3, 1, 1)
+
+        return train
+
+    dock = painted.finetune
+    files = {entry.path: entry.path.read_bytes() for entry in list_models() if not entry.bundled}
+    for error in (RuntimeError("CUDA out of memory"), ValueError("bad"), MemoryError(), KeyError("k")):
+        for step in (0, 2, 3):
+            caplog.clear()
+            monkeypatch.setattr(training, "train", failing(error, step))
+            person.click(dock.run.button)
+            assert painted.session.training.busy, (error, step)
+            notice = finished(painted, person)
+            assert notice.kind == "error", (error, step)
+            assert "fine-tuning" in notice.text, (error, step)
+            assert dock.run.notice.text() == notice.text
+            assert dock.run.button.text() == "Fine-tune"
+            assert dock.run.button.isEnabled()
+            assert "Traceback" in caplog.text, (error, step)
+            assert painted.session.model == "tiny"
+    assert {entry.path: entry.path.read_bytes() for entry in list_models() if not entry.bundled} == files
+
+
+def test_after_a_failure_the_next_run_works(painted, person, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(training, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("CUDA error")))
+        person.click(painted.finetune.run.button)
+        assert finished(painted, person).kind == "error"
+    person.click(painted.finetune.run.button)
+    assert finished(painted, person).kind == "success"
+
+
+def test_a_model_that_cannot_be_saved_is_kept_and_can_be_saved_later(painted, person, cellbrush_home):
+    library = cellbrush_home / "models"
+    elsewhere = library.rename(cellbrush_home / "aside")
+    library.write_text("a file where the folder should be")
+    # The base must still be found.
+    painted.session.choose_base(SCRATCH)
+    person.click(painted.finetune.run.button)
+    notice = finished(painted, person)
+    assert notice.kind == "error"
+    assert "could not be saved" in notice.text
+    assert painted.finetune.save_again.isVisible()
+    library.unlink()
+    elsewhere.rename(library)
+    person.click(painted.finetune.save_again)
+    assert finished(painted, person).kind == "success"
+    assert painted.session.model == "cells model"
+    assert not painted.finetune.save_again.isVisible()
+
+
+def test_strokes_painted_during_training_are_kept_and_do_not_reach_it(viewer, painted, person):
+    painted.session.training_config = painted.session.training_config.replace(max_steps=5000, patience=0)
+    layer = viewer.layers["cells annotation"]
+    before = layer.data.copy()
+    painted.session.choose_class(1)
+    person.click(painted.finetune.run.button)
+    person.wait(lambda: len(painted.session.training_events) > 2)
+    person.drag([(110, column) for column in range(30, 120, 10)])
+    person.click(painted.finetune.run.button)
+    finished(painted, person)
+    assert (layer.data[110, 40:110] == 2).all()
+    assert np.array_equal(layer.data[:105], before[:105])
+    card = {entry.name: entry.card for entry in list_models()}["cells model"]
+    assert sum(card.labelled_pixels.values()) == np.count_nonzero(before)
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ((True, 0.5, 0.75, "", False), "Done: better than before on the held-out strokes. Saved as 'm'."),
+    ((True, 0.5, 0.5, "", False), "Done: as good as before on the held-out strokes. Saved as 'm'."),
+    ((True, None, 0.75, "", False), "Done: 0.75 on the held-out strokes. Saved as 'm'."),
+    ((True, None, None, "few", False), "Done. Saved as 'm'."),
+    ((False, 0.5, 0.25, "", True),
+     "Stopped after 9 steps: worse than its base on the held-out strokes, so 'before' stays chosen. Saved as 'm'."),
+])
+def test_outcomes_in_words(values, words):
+    improved, base, score, reason, stopped = values
+    assert outcome_in_words(TunedModel("m", improved, base, score, reason, stopped, 9, "before")) == words
