@@ -32,6 +32,7 @@ def take() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CELLBRUSH_HOME"] = folder
         os.environ["NAPARI_CONFIG"] = str(Path(folder) / "settings.yaml")
+        os.environ["HOME"] = "/home/you"  # where the export tab offers to save
         (Path(folder) / "models").mkdir()
         import napari
 
@@ -48,7 +49,7 @@ def take() -> None:
         bench.fine_tuning.start()
         during(demo, session.training, 0.6, "fine-tune")
         demo._workspace.show_tab("segment")
-        session.set_options(output="classes")
+        session.set_options(output="classes", scope="layer")
         session.inference_config = session.inference_config.replace(tile_size_px=252)
         bench.segmenting.start("layer")
         during(demo, session.segmentation, 0.4, "segment")
@@ -63,7 +64,7 @@ def take() -> None:
 
 def during(demo: Demo, run: object, fraction: float, name: str) -> None:
     """A picture in the middle of a run, then wait for its end."""
-    demo._wait_until(lambda: run.fraction >= fraction or not run.busy, 900)
+    demo._wait_until(lambda: (run.fraction or 0) >= fraction or not run.busy, 900)
     picture(demo, name)
     demo._wait_until(lambda: not run.busy, 900)
 
