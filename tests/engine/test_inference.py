@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +67,8 @@ def test_tiled_equals_untiled_for_any_size(height: int, width: int, tile: int, d
     model, pixels = make_model(depth), image(height, width)
     found, expected = probabilities(model, pixels, tile), by_hand(model, pixels)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    # Two classes may tie to the last digit; everywhere else the class must be the same.
+    np.testing.assert_array_equal(found.argmax(0), probabilities(model, pixels, 2000).argmax(0))
+    # Against other operators two classes may tie to the last digit; everywhere else the class must be the same.
     gap = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0]
     assert (found.argmax(0) == expected.argmax(0))[gap > 1e-5].all()
 
@@ -202,6 +205,66 @@ def test_no_more_than_a_tile_is_read_at_once() -> None:
     spy = Spy(image(700, 900))
     segment_array(MODEL, Planes(spy, "YX"), device=CPU, config=InferenceConfig(tile_size_px=260))
     assert spy.largest <= 276**2
+
+
+def test_memory_does_not_grow_with_the_image() -> None:
+    """Of a lazy image and a receiver that keeps nothing, as numpy's allocations are counted."""
+    def peak(n_rows: int) -> int:
+        planes = Planes(Spy(np.broadcast_to(image(1, 300), (n_rows, 300))), "YX")
+        planes.normalisation()
+        tracemalloc.start()
+        for _ in segment_planes(MODEL, planes, device=CPU, config=InferenceConfig(tile_size_px=150)):
+            pass
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(300)
+    growth, image_growth = peak(3000) - peak(300), 2700 * 300 * 4
+    assert growth < 0.1 * image_growth  # the plan of tiles; neither the image nor any answer
+
+
+def test_every_window_is_read_once_in_a_thread_that_ends_with_the_run() -> None:
+    reads = []
+
+    class Watched(Planes):
+        def read_mirrored(self, index: tuple[int, ...], top: int, left: int, height: int, width: int) -> np.ndarray:
+            reads.append((top, left, threading.current_thread().name))
+            return super().read_mirrored(index, top, left, height, width)
+
+    events = list(segment_planes(MODEL, Watched(image(300, 300), "YX"), device=CPU,
+                                 config=InferenceConfig(tile_size_px=200)))
+    assert len({read[:2] for read in reads}) == len(reads) == len(events) - 1
+    assert all(name.startswith("cellbrush-read") for *_, name in reads)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cellbrush-read")]
+
+
+def test_an_abandoned_run_leaves_no_thread_behind() -> None:
+    run = segment_planes(MODEL, Planes(image(300, 300), "YX"), device=CPU, config=InferenceConfig(tile_size_px=200))
+    next(run)
+    next(run)
+    run.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cellbrush-read")]
+
+
+def test_a_view_beyond_the_image_is_cut_at_its_border() -> None:
+    pixels = image(90, 80)
+    answered = np.zeros(pixels.shape, int)
+    for event in segment_planes(MODEL, Planes(pixels, "YX"), device=CPU, region=(slice(50, 500), slice(0, 1000))):
+        if isinstance(event, TileSegmented):
+            answered[event.rows, event.columns] += 1
+            assert event.classes.shape == answered[event.rows, event.columns].shape
+    assert (answered[50:] == 1).all()
+    assert not answered[:50].any()
+
+
+def test_the_automatic_tile_shrinks_with_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def size(free: float) -> int:
+        monkeypatch.setattr(inference, "free_memory", lambda device: int(free))
+        return inference.tile_size(InferenceConfig(), MODEL, CPU)
+
+    assert size(1e12) == size(1e11) > size(5e7) > size(1e7) >= MODEL.network.geometry.smallest_input
+    assert size(0) == size(1)
 
 
 def test_tiles_begin_where_the_user_looks() -> None:

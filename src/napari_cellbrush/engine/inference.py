@@ -161,7 +161,9 @@ def segment_planes(
     config, device, stop = config or InferenceConfig(), device or choose_device(), stop or StopToken()
     model = model.for_channels(planes.n_channels)
     geometry = model.network.geometry
-    region = region or (slice(0, planes.shape_yx[0]), slice(0, planes.shape_yx[1]))
+    rows, columns = region or (slice(None), slice(None))
+    # A view may reach beyond the image.
+    region = slice(*rows.indices(planes.shape_yx[0])), slice(*columns.indices(planes.shape_yx[1]))
     predictor = TilePredictor(model, planes.normalisation(), device, config)
     tiles = plan_tiles(region, geometry, tile_size(config, model, device), centre)
     queue = deque((index, tile) for index in (planes.indices() if indices is None else indices) for tile in tiles)
