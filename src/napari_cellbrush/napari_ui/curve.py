@@ -130,6 +130,8 @@ class LearningCurve(QWidget):
         self._smoothed_item = self._plot.plot(pen=_pen(LOSS_COLOR, 2.5), antialias=True, connect="finite")
         for item in (self._loss_item, self._smoothed_item):
             item.setDownsampling(auto=True, method="mean")
+        # Half of the topmost number stands above the axis.
+        self._plot.setContentsMargins(0, 6, 0, 0)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._view)
