@@ -23,6 +23,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import torch
@@ -103,12 +104,8 @@ class Ways:
         return segment_array(self.model, planes, config=self.config, device=self.device)
 
     def plain_tiles(self, planes: Planes) -> np.ndarray:
-        original = inference.fused_unet_works
-        inference.fused_unet_works = lambda dtype: False
-        try:
+        with mock.patch.object(inference, "FusedUNet", return_value=self.network):
             return self.tiles(planes)
-        finally:
-            inference.fused_unet_works = original
 
     def untiled(self, planes: Planes) -> np.ndarray:
         geometry = self.model.network.geometry

@@ -128,6 +128,13 @@ def test_without_the_fused_operators_the_result_is_the_same(monkeypatch: pytest.
     np.testing.assert_allclose(probabilities(MODEL, pixels, 200), expected, atol=1e-4)
 
 
+def test_without_the_fused_operators_a_cpu_computes_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain ones add up bfloat16 in an order that depends on the tile."""
+    monkeypatch.setattr(inference, "fused_unet_works", lambda dtype: False)
+    run = segment_planes(MODEL, Planes(image(60, 50), "YX"), device=replace(CPU, half=torch.bfloat16))
+    assert next(run).precision == "float32"
+
+
 @given(n_classes=st.integers(1, 5), seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_the_class_map_is_the_argmax_and_ties_go_to_the_first(n_classes: int, seed: int) -> None:
