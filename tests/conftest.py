@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+# Read when torch is first imported. On a machine that is busy with other things, two torch threads that wait for each
+# other take many times longer than one, and a test would run into its time limit.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Read when napari is first imported, which is before any fixture.
 os.environ["NAPARI_CONFIG"] = str(Path(tempfile.mkdtemp(prefix="cellbrush-tests-")) / "settings.yaml")
 

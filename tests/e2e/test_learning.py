@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from napari_cellbrush.cli import main
 from napari_cellbrush.engine.metrics import class_iou
 
+#: Training for real takes longer than other tests, above all on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 DATA = Path(os.environ.get("CELLBRUSH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
