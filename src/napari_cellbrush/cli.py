@@ -75,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("cellbrush: ended, nothing was saved")
         return INTERRUPTED
+    except Exception as error:  # a person gets a sentence, whatever happened
+        logging.getLogger(__name__).debug("Unexpected", exc_info=True)
+        tell(f"cellbrush: Something unexpected went wrong ({type(error).__name__}: {error}). Files that were written "
+             "are whole. Try again, and report it if it comes back.")
+        return FAILED
 
 
 # ----------------------------------------------------------------------------------------------------- options
@@ -130,7 +135,7 @@ def _add_segment(commands: Any) -> None:
 
 def _add_place(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=get_args(DeviceName), default="auto", help="Where to compute.")
-    command.add_argument("--axes", metavar="YX", help="What the axes of the images are, where the files do not say: "
+    command.add_argument("--axes", metavar="YX", help="What the axes of the images are; wins over what the files say: "
                          "T time, C channel, Z depth, Y row, X column, S colour.")
 
 

@@ -179,7 +179,7 @@ class TrainingConfig(Settings):
 
 
 class InferenceConfig(Settings):
-    """How a model is run over an image. Nothing here changes the result beyond rounding, but for ``flips``."""
+    """How a model is run over an image. Only the smallest object changes the result beyond rounding."""
 
     tile_size_px: int = _setting(0, "Tile size", "Side of the square the network reads at once; 0 chooses one that "
                                  "fits the free memory.", unit="px", ge=0, le=8192)

@@ -84,6 +84,11 @@ def tiny_model(name: str = "tiny", classes: Any = DEFAULT_CLASSES, seed: int = 0
     return new_model(card, seed)
 
 
+@pytest.fixture(name="tiny_model")
+def tiny_model_maker() -> Callable[..., Model]:
+    return tiny_model
+
+
 @pytest.fixture
 def tiny(cellbrush_home: Any) -> str:
     """The name of a model in the library."""

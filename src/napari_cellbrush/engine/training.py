@@ -115,10 +115,29 @@ def train(
     TrainingDiverged
         If the loss is no longer a number.
     """
-    began = time.perf_counter()
     device = device or choose_device()
-    stop = stop or StopToken()
-    classes = classes or base.card.classes
+    try:
+        return (yield from _train(base, images, labels, config, classes or base.card.classes, device,
+                                  stop or StopToken(), name))
+    except (RuntimeError, MemoryError) as error:
+        # A step splits its batch and goes on; this is memory for the network itself, the patches or the score.
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{device.name} has too little memory to train this network", "Close other programs, "
+                          "choose a smaller input size in the advanced settings, or train on the CPU") from error
+
+
+def _train(
+    base: Model,
+    images: Sequence[Planes],
+    labels: Sequence[Any],
+    config: TrainingConfig,
+    classes: tuple[ClassDefinition, ...],
+    device: Device,
+    stop: StopToken,
+    name: str,
+) -> Generator[TrainingEvent, None, TrainingResult]:
+    began = time.perf_counter()
     annotation = collect_annotation(images, labels, classes)
     split = hold_out(annotation, config.held_out_fraction, config.seed)
 
@@ -142,7 +161,9 @@ def train(
         yield TrainingStep(step, config.max_steps, loss, learner.learning_rate, elapsed, max(0.0, left))
 
         last = step == config.max_steps or stop.stopped or elapsed >= 60 * config.max_minutes
-        if held_out and (last or step % config.validate_every == 0):
+        # Whoever stops wants the window back: a score that is there already is good enough.
+        due = step % config.validate_every == 0 or (last and not (stop.stopped and best.network))
+        if held_out and due:
             best.offer(*held_out.score(learner.averaged), learner.averaged)
             yield ValidationScored(step, best.latest, best.score)
         if last or (config.patience and best.rounds_without_better >= config.patience):
@@ -232,11 +253,11 @@ class _Learner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._n_chunks *= 2
-                if self._n_chunks > len(images):
+                if self._n_chunks >= len(images):
                     raise OutOfMemory(f"{self.device.name} has too little memory to train on one patch of "
                                       f"{images.shape[-1]} px", "Choose a smaller input size in the advanced "
                                       "settings, or train on the CPU") from error
+                self._n_chunks = min(2 * self._n_chunks, len(images))
         if not math.isfinite(loss):
             raise TrainingDiverged(f"The loss became {loss} at step {self._n_steps + 1}",
                                    "Lower the learning rate in the advanced settings and start again")

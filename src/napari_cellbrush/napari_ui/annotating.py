@@ -46,7 +46,7 @@ class Annotating(QObject):
         return layer
 
     def new_annotation(self, image_key: str) -> Labels:
-        """Make an empty annotation layer for an image, ready to be painted.
+        """Make an empty annotation layer for an image, or find the one it has, ready to be painted.
 
         Raises
         ------
@@ -54,6 +54,11 @@ class Annotating(QObject):
             If nobody knows the image's axes.
         """
         image = self._image(image_key)
+        existing = self.layer_of(image_key)
+        if existing is not None:
+            # A second one would leave the first one's strokes out of training without a word.
+            self._ready(existing)
+            return existing
         axes = layers.labels_axes(image.axes)
         empty = np.zeros(layers.labels_shape(image.axes, image.shape), np.uint8)
         return self._start(image, layers.in_engine_order(empty, axes))
@@ -147,6 +152,7 @@ class Annotating(QObject):
         layer.events.selected_label.connect(self._on_label_selected)
         layer.events.brush_size.connect(self._on_brush_used)
         key = self._book.add(layer)
+        self._on_layer_removed(session.annotation_of(image.key) or "")
         session.set_annotation(image.key, key)
         self._counters[key] = PixelCounter(layer, image.key, session, self._book.viewer, self)
         self._ready(layer)

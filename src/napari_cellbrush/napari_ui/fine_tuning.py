@@ -130,7 +130,8 @@ class FineTuning(QObject):
 def outcome_in_words(tuned: TunedModel) -> str:
     """What came out of a training, for the person who started it."""
     saved = f"Saved as '{tuned.name}'."
-    ended = f"Stopped after {tuned.n_steps} steps" if tuned.stopped else "Done"
+    steps = "one step" if tuned.n_steps == 1 else f"{tuned.n_steps} steps"
+    ended = f"Stopped after {steps}" if tuned.stopped else "Done"
     if not tuned.improved:
         kept = f"'{tuned.previous}' stays chosen" if tuned.previous else "it is not chosen"
         return f"{ended}: worse than its base on the held-out strokes, so {kept}. {saved}"
@@ -138,7 +139,7 @@ def outcome_in_words(tuned: TunedModel) -> str:
         return f"{ended}. {saved}"
     if tuned.base_score is None:
         return f"{ended}: {tuned.score:.2f} on the held-out strokes. {saved}"
-    change = "as good as before" if tuned.score == tuned.base_score else "better than before"
+    change = "as good as before" if f"{tuned.score:.2f}" == f"{tuned.base_score:.2f}" else "better than before"
     return f"{ended}: {change} on the held-out strokes. {saved}"
 
 

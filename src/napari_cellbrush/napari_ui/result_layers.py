@@ -43,13 +43,14 @@ class Sheet:
         """Hash of the model whose answers the layers hold; empty while there are none."""
         return str(layers.note_of(self.layers()[0]).get("provenance", {}).get("model_weights_sha256", ""))
 
-    def begin(self, provenance: dict[str, Any]) -> None:
-        """Note what will be written; answers of another model are wiped first."""
+    def begin(self, provenance: dict[str, Any], *, whole: bool) -> None:
+        """Note what will be written, and whether on all of the image; answers of another model are wiped first."""
         same = self.model_hash == provenance["model_weights_sha256"]
         for layer in self.layers():
             if not same:
                 layer.data[...] = 0
-            layers.note_on(layer, provenance=provenance)
+            whole_before = same and bool(layers.note_of(layer).get("whole"))
+            layers.note_on(layer, provenance=provenance, whole=whole or whole_before)
 
 
 class ResultLayers:
@@ -96,6 +97,12 @@ class ResultLayers:
             sheet.objects = self._labels(image, layer, "objects", np.dtype(np.uint16), fresh)
             sheet.objects.visible = True
         return sheet
+
+    def holds_whole_of_another(self, image: ImageEntry, model: str) -> bool:
+        """Whether a glance at a part of an image would wipe what another model said of all of it."""
+        found = [self._book.layer(key) for (image_key, _), key in self._keys.items() if image_key == image.key]
+        notes = [layers.note_of(layer) for layer in found if layer is not None]
+        return any(note.get("whole") and note.get("provenance", {}).get("model") != model for note in notes)
 
     def _labels(self, image: ImageEntry, image_layer: Layer, kind: str, dtype: np.dtype[Any], fresh: bool) -> Labels:
         def make() -> Labels:

@@ -189,6 +189,7 @@ class ObjectsNumbered:
 
     target: int
     ids: NDArray[Any]
+    n_objects: int
 
 
 @dataclass(frozen=True)
@@ -238,10 +239,10 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
             place: tuple[int | slice, ...] = (*event.plane, event.rows, event.columns)
             classes[place] = event.classes
         yield TargetEvent(number, event)
-    if classes is not None:
+    if classes is not None and not stop.stopped:
         earlier = target.earlier_objects if same else None
         ids = number_objects(classes, model.card.classes, task.config.min_object_px, target.indices, earlier)
-        yield ObjectsNumbered(number, ids)
+        yield ObjectsNumbered(number, ids, int(np.count_nonzero(np.bincount(ids.ravel())[1:])))
 
 
 def number_objects(

@@ -47,6 +47,7 @@ class Segmenting(QObject):
         self._n_objects: int | None = None
         self._problems: list[str] = []
         self._lost_layer = False
+        self._whole = False
         self._scope_after_drag: Scope | None = None
         self._drag_timer = QTimer(self)
         self._drag_timer.setSingleShot(True)
@@ -91,8 +92,9 @@ class Segmenting(QObject):
         bare = [self._target(image, scope) for image in images]
         model = session.find_model(session.model)
         classes = model.card.classes if model is not None else session.classes
-        self._sheets = [self._results.sheet(image, options.output, classes, fresh=options.keep_earlier)
-                        for image in images]
+        self._whole = scope in ("layer", "all")
+        self._sheets = [self._results.sheet(image, options.output, classes, fresh=options.keep_earlier or (
+            not self._whole and self._results.holds_whole_of_another(image, session.model))) for image in images]
         targets = [self._with_earlier(target, sheet) for target, sheet in zip(bare, self._sheets, strict=True)]
         names = f"'{images[0].name}'" if len(images) == 1 else f"{len(images)} images"
         self._what = f"{_SCOPE_WORDS[scope]}{names} with '{session.model}'"
@@ -146,7 +148,7 @@ class Segmenting(QObject):
     def _on_event(self, event: runs.SegmentationEvent) -> None:
         sheet = self._sheets[event.target]
         if isinstance(event, runs.TargetStarted):
-            sheet.begin(event.provenance)
+            sheet.begin(event.provenance, whole=self._whole)
             self._dirty.update(sheet.layers())
         elif isinstance(event, runs.ObjectsNumbered):
             self._show_objects(sheet, event)
@@ -181,7 +183,7 @@ class Segmenting(QObject):
         else:
             layer.data = layers.in_layer_order(numbered.ids, sheet.axes)
         sheet.classes.visible = False
-        self._n_objects = (self._n_objects or 0) + len(np.unique(numbered.ids[numbered.ids > 0]))
+        self._n_objects = (self._n_objects or 0) + numbered.n_objects
         self._dirty.add(layer)
 
     def _on_drained(self) -> None:
