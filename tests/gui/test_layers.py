@@ -39,7 +39,7 @@ def test_labels_lie_on_their_image_to_the_pixel(axes):
     letters = axes.replace("S", "")
     image = image_layer(axes, **askew(len(letters)))
     image.rotate = 30 if len(letters) == 2 else image.rotate
-    shape = tuple(SIZES[a] for a in axes if a in "TZ") + (SIZES["Y"], SIZES["X"])
+    shape = (*tuple(SIZES[a] for a in axes if a in "TZ"), SIZES["Y"], SIZES["X"])
     labels = layers.new_labels(image, axes, np.zeros(shape, np.uint8), "labels")
     kept = [i for i, a in enumerate(letters) if a != "C"]
     where = [i for i, a in enumerate(layers.labels_axes(axes)) if a != "C"]
@@ -61,7 +61,7 @@ def test_labels_keep_a_rotation_and_a_shear_in_the_plane(axes):
     shear = np.eye(len(letters))
     shear[-2, -1] = 0.4
     image = image_layer(axes, rotate=angle, shear=shear)
-    shape = tuple(SIZES[a] for a in axes if a in "TZ") + (SIZES["Y"], SIZES["X"])
+    shape = (*tuple(SIZES[a] for a in axes if a in "TZ"), SIZES["Y"], SIZES["X"])
     labels = layers.new_labels(image, axes, np.zeros(shape, np.uint8), "labels")
     corner = np.array([2.0, 3.0])
     of_image = np.array(image.data_to_world([0] * (image.ndim - 2) + [*corner]))[-2:]
@@ -75,7 +75,7 @@ def test_labels_are_seen_and_painted_on_every_channel(axes):
     viewer = ViewerModel()
     image = viewer.add_layer(image_layer(axes))
     steps = viewer.dims.nsteps
-    shape = tuple(SIZES[a] for a in axes if a in "TZ") + (SIZES["Y"], SIZES["X"])
+    shape = (*tuple(SIZES[a] for a in axes if a in "TZ"), SIZES["Y"], SIZES["X"])
     labels = viewer.add_layer(layers.new_labels(image, axes, np.zeros(shape, np.uint8), "labels"))
     assert viewer.dims.nsteps == steps
     channel = axes.index("C")
@@ -95,7 +95,7 @@ def test_engine_order_is_a_view_with_stack_axes_first_and_can_be_undone(axes):
     assert shape == tuple(1 if a == "C" else SIZES[a] for a in kept)
     data = np.arange(np.prod(shape)).reshape(shape)
     engine = layers.in_engine_order(data, kept)
-    assert engine.shape == tuple(SIZES[a] for a in axes if a in "TZ") + (SIZES["Y"], SIZES["X"])
+    assert engine.shape == (*tuple(SIZES[a] for a in axes if a in "TZ"), SIZES["Y"], SIZES["X"])
     np.testing.assert_array_equal(layers.in_layer_order(engine, kept), data)
     engine[..., 1, 2] = -7
     assert (data == -7).sum() == engine[..., 1, 2].size
