@@ -104,13 +104,13 @@ def test_there_is_one_manifest_and_the_one_on_top_links_to_it(dist, wheel):
 def test_the_installed_wheel_validates_and_all_its_commands_import(wheel, tmp_path):
     """In a fresh environment that sees the packages of this one, but not the editable install."""
     fresh = tmp_path / "fresh"
-    run(sys.executable, "-m", "venv", "--without-pip", fresh)
+    run(sys.executable, "-m", "venv", fresh)
     python = fresh / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     # A plain path: the .pth files in there, that of the editable install among them, are not read.
     site_packages = Path(pytest.__file__).parents[1]
     purelib = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (purelib / "packages.pth").write_text(str(site_packages))
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
+    run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel)
     where = run(python, "-c", "import napari_cellbrush; print(napari_cellbrush.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(fresh)
     run(python, "-m", "npe2", "validate", "napari-cellbrush", "--imports", cwd=tmp_path,
