@@ -21,7 +21,6 @@ from napari_cellbrush.engine.training import _Learner, _Patches, scratch_model
 
 SETTINGS = {
     "one-click default": TrainingConfig(),
-    "small patches": TrainingConfig(patch_size_px=252, batch_size=4),
     "large patch": TrainingConfig(patch_size_px=508, batch_size=1),
     "paper: 572 px, 1 patch, SGD": TrainingConfig(patch_size_px=572, batch_size=1, optimiser="sgd"),
 }

@@ -172,6 +172,8 @@ class Session:
 
     images_changed = Signal()
     image_chosen = Signal()
+    #: The key of an image whose axes mean something else now.
+    axes_changed = Signal(str)
     classes_changed = Signal()
     class_chosen = Signal()
     brush_changed = Signal()
@@ -249,6 +251,7 @@ class Session:
         if image is not None:
             self._axes[key] = check_axes(axes, image.shape)
             self.set_layers(self.images, self.masks)
+            self.axes_changed.emit(key)
 
     def _forget_lost_layers(self) -> None:
         images, labels = {i.key for i in self.images}, {m.key for m in self.masks if m.labels}
@@ -277,6 +280,13 @@ class Session:
         self._painted[image_key] = (0,) * len(self.classes)
         self.annotations_changed.emit()
         self.painted_changed.emit()
+
+    def forget_annotation(self, image_key: str) -> None:
+        """An image's annotation layer no longer fits it."""
+        if self._annotations.pop(image_key, None) is not None:
+            self._painted.pop(image_key, None)
+            self.annotations_changed.emit()
+            self.painted_changed.emit()
 
     def set_painted(self, image_key: str, pixels_per_class: Sequence[int]) -> None:
         """Tell how many pixels of each class are painted on an image."""

@@ -74,6 +74,24 @@ def test_axes_that_do_not_fit_are_refused_in_words(viewer, dock):
     assert dock.axes.text() == "YX"
 
 
+def test_strokes_survive_another_meaning_of_an_axis_and_stop_counting_where_they_no_longer_fit(viewer, dock, person):
+    viewer.add_image(np.random.default_rng(0).random((3, 60, 60)).astype(np.float32), name="stack")
+    person.click(dock.new)
+    person.drag([(30, 20), (30, 40)])
+    person.wait(lambda: dock.session.painted[0])
+    key, painted = dock.session.image.key, dock.session.painted
+    dock.session.set_axes(key, "TYX")
+    assert dock.bench.annotating.snapshot(key).any()
+    QTest.qWait(300)
+    assert dock.session.painted == painted
+    dock.session.set_axes(key, "CYX")
+    assert dock.session.painted == (0, 0, 0)
+    assert "New annotation" in dock.notice.text()
+    assert viewer.layers["stack annotation"].data.any()
+    person.click(dock.new)
+    assert viewer.layers["stack annotation [1]"].data.shape == (60, 60)
+
+
 # ------------------------------------------------------------------------------------------- annotation
 
 

@@ -11,6 +11,7 @@ import weakref
 
 import numpy as np
 import pytest
+from napari import Viewer
 from qtpy.QtTest import QTest
 
 from napari_cellbrush.engine import training
@@ -139,14 +140,16 @@ def test_two_viewers_never_mix(make_napari_viewer, image):
     assert len(benches[1].session.classes) == 3
 
 
-def test_a_closed_viewer_is_let_go(make_napari_viewer, image):
-    viewer = make_napari_viewer()
-    bench = workbench_for(viewer)
-    viewer.add_image(image)
-    bench.annotating.new_annotation(bench.session.image.key)
-    session = weakref.ref(bench.session)
-    viewer.close()
-    del viewer, bench
+def test_a_closed_viewer_is_let_go(qapp, image):
+    def use_and_close() -> weakref.ref:
+        viewer = Viewer(show=False)  # the fixture itself would hold on to one
+        bench = workbench_for(viewer)
+        viewer.add_image(image, name="cells")
+        bench.annotating.new_annotation(bench.session.image.key)
+        viewer.close()
+        return weakref.ref(bench.session)
+
+    session = use_and_close()
     for _ in range(3):
         QTest.qWait(50)
         gc.collect()

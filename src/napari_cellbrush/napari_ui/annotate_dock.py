@@ -6,6 +6,7 @@ from typing import Any
 
 from qtpy.QtCore import QSignalBlocker, Qt, Signal
 from qtpy.QtWidgets import (
+    QApplication,
     QButtonGroup,
     QDialog,
     QDialogButtonBox,
@@ -160,7 +161,12 @@ class AnnotateDock(Dock):
 
     def _on_source_chosen(self, key: str, kind: str) -> None:
         if self.session.image is not None:
-            self._try(self.bench.annotating.take_over, key, self.session.image.key, kind)
+            # Turning a large instance mask into classes takes a moment.
+            QApplication.setOverrideCursor(Qt.CursorShape.WaitCursor)
+            try:
+                self._try(self.bench.annotating.take_over, key, self.session.image.key, kind)
+            finally:
+                QApplication.restoreOverrideCursor()
 
     def _on_remove(self) -> None:
         position = self.session.current_class

@@ -38,6 +38,7 @@ class Annotating(QObject):
         session.classes_changed.connect(self._on_classes_changed)
         session.class_chosen.connect(self._on_class_chosen)
         session.brush_changed.connect(self._on_brush_changed)
+        session.axes_changed.connect(self._on_axes_changed)
         book.removed.connect(self._on_layer_removed)
 
     def layer_of(self, image_key: str) -> Labels | None:
@@ -197,6 +198,18 @@ class Annotating(QObject):
     def _on_brush_used(self, event: Any) -> None:
         self._session.set_brush(int(event.source.brush_size))
 
+    def _on_axes_changed(self, image_key: str) -> None:
+        """Strokes stay if only the meaning of an axis changed, and no longer count if the layer does not fit."""
+        image, layer = self._session.find_image(image_key), self.layer_of(image_key)
+        if image is None or layer is None:
+            return
+        if layer.data.shape == layers.labels_shape(image.axes, image.shape):
+            layers.note_on(layer, axes=layers.labels_axes(image.axes))
+            self._counters[str(layer.unique_id)].count_all_soon()
+        else:
+            self._on_layer_removed(str(layer.unique_id))
+            self._session.forget_annotation(image_key)
+
     def _on_layer_removed(self, key: str) -> None:
         counter = self._counters.pop(key, None)
         if counter is not None:
@@ -236,6 +249,7 @@ class PixelCounter(QObject):
 
     def count_all_soon(self) -> None:
         """Count every plane anew."""
+        self._counts.clear()
         self._dirty.update(np.ndindex(self._labels().shape[:-2]))
         self._timer.start(COUNT_AFTER_MS)
 

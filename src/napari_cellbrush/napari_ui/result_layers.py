@@ -125,6 +125,7 @@ class ResultLayers:
         found = self._book.layer(self._keys.get((image.key, kind)))
         shape = layers.labels_shape(image.axes, image.shape)
         if found is not None and not fresh and str(found.unique_id) not in self._edited and found.data.shape == shape:
+            layers.note_on(found, axes=layers.labels_axes(image.axes))
             return found
         layer = make()
         layers.note_on(layer, output=kind.split()[0], image=image.name)
