@@ -78,7 +78,8 @@ def test_strokes_survive_another_meaning_of_an_axis_and_stop_counting_where_they
     viewer.add_image(np.random.default_rng(0).random((3, 60, 60)).astype(np.float32), name="stack")
     person.click(dock.new)
     person.drag([(30, 20), (30, 40)])
-    person.wait(lambda: dock.session.painted[0])
+    n_painted = np.count_nonzero(viewer.layers["stack annotation"].data)
+    person.wait(lambda: dock.session.painted[0] == n_painted)
     key, painted = dock.session.image.key, dock.session.painted
     dock.session.set_axes(key, "TYX")
     assert dock.bench.annotating.snapshot(key).any()
