@@ -21,7 +21,7 @@ def test_paint_fine_tune_watch_and_export(viewer, workspace, person, image, tmp_
 
     workspace.show_tab("finetune")
     person.click(workspace.finetune.run.button)
-    person.wait(lambda: "with 'cells model'" in workspace.session.segmentation.notice.text)
+    person.wait(lambda: workspace.session.segmentation.notice.kind == "success")
     classes = viewer.layers["cells classes"].data
     seen = classes > 0  # the view, which may cut off a few rows or columns
     assert seen.mean() > 0.5
