@@ -141,3 +141,9 @@ def test_links_to_files_lead_to_files(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r"(?:src|href)=\"([^\"#]+)", text)
     missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
     assert not missing
+
+
+def test_the_architecture_page_names_every_module():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    missing = [path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__" and f"`{path.stem}`" not in page]
+    assert not missing
