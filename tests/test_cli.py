@@ -69,8 +69,12 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_train_then_segment_then_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "image.tif", "--labels", "objects.tif", "--label-kind", "objects", "--out",
                  "mine.safetensors", "--base", "scratch", "--max-steps", "3", *TINY_OPTIONS]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["model"], report["n_steps"], report["stopped"]) == ("mine.safetensors", 3, False)
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert (report["model"], report["n_steps"], report["ended"]) == ("mine.safetensors", 3, "steps")
+    assert "Ended after 3 steps" in captured.err
+    assert "cellbrush segment IMAGE --model mine.safetensors --out DIR" in captured.err
+    assert "cellbrush models import mine.safetensors" in captured.err
     card = read_card("mine.safetensors")
     assert card.name == "mine"
     assert [c.name for c in card.classes] == ["background", "cell", "boundary"]
@@ -327,12 +331,31 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(("options", "ended", "words"), [
+    (["--max-steps", "9", "--max-minutes", "0.0001"], "time", "Ended after one step and 0 s, at the time limit"),
+    (["--max-steps", "9", "--validate-every", "1", "--patience", "1"], "no_progress", "no better score in the last 1")])
+def test_why_a_training_ended_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], ended: str,
+    words: str
+) -> None:
+    monkeypatch.setattr(training._HeldOut, "score", lambda *_: (0.5, 1.0))
+    clock = iter(np.arange(0, 1, 0.01))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    assert main(["train", "image.tif", "--labels", "classes.tif", "--out", "a.safetensors", "--base",
+                 "tiny.safetensors", *TINY_OPTIONS, *options]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["ended"] == ended
+    assert words in " ".join(captured.err.split())
+
+
 @pytest.mark.usefixtures("interrupting")
 def test_ctrl_c_keeps_the_best_so_far(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "image.tif", "--labels", "classes.tif", "--out", "a.safetensors", "--base",
                  "tiny.safetensors", "--max-steps", "50", *TINY_OPTIONS]) == 130
-    report = json.loads(capsys.readouterr().out)
-    assert (report["stopped"], report["n_steps"]) == (True, 2)
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert (report["ended"], report["n_steps"]) == ("stopped", 2)
+    assert "because you stopped it" in captured.err
     read_model("a.safetensors")
 
 

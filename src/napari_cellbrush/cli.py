@@ -212,7 +212,7 @@ def _train(arguments: argparse.Namespace) -> int:
                     name=arguments.out.stem)
         result = run_to_end(run, show)
     failures.interrupted = result.stopped
-    _report(result, _save(result.model, arguments.out, failures))
+    _report(result, config, _save(result.model, arguments.out, failures))
     return failures.exit_code
 
 
@@ -273,13 +273,27 @@ def _save(model: Model, out: Path, failures: _Failures) -> Path:
         return path
 
 
-def _report(result: TrainingResult, path: Path) -> None:
+def _report(result: TrainingResult, config: TrainingConfig, path: Path) -> None:
+    tell(_ended_in_words(result, config))
+    if result.score is None and result.stopped:
+        tell(result.no_score_reason)
     if not result.improved:
         tell("On the held-out strokes the base scores higher than the tuned model: prefer the base.")
+    tell(f"To use it: cellbrush segment IMAGE --model {path} --out DIR\n"
+         f"To put it into your library: cellbrush models import {path}")
     answer(json.dumps({
         "model": str(path), "improved": result.improved, "base_score": result.base_score, "score": result.score,
-        "no_score_reason": result.no_score_reason, "stopped": result.stopped, "n_steps": result.n_steps,
+        "no_score_reason": result.no_score_reason, "ended": result.ended, "n_steps": result.n_steps,
         "seconds": round(result.seconds, 3)}))
+
+
+def _ended_in_words(result: TrainingResult, config: TrainingConfig) -> str:
+    steps = "one step" if result.n_steps == 1 else f"{result.n_steps} steps"
+    why = {"steps": "all there were to do (--max-steps)",
+           "time": f"at the time limit of {config.max_minutes:g} min (--max-minutes)",
+           "stopped": "because you stopped it",
+           "no_progress": f"with no better score in the last {config.patience} (--patience)"}[result.ended]
+    return f"Ended after {steps} and {result.seconds:.0f} s, {why}."
 
 
 def _paired(first: list[str], second: list[str], first_kind: str, second_kind: str) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from napari_cellbrush.events import (
+    BaseScoring,
     InferenceEvent,
     InferenceStarted,
     StopToken,
@@ -75,11 +76,13 @@ def stop_on_interrupt() -> Iterator[StopToken]:
 def training_bar() -> Iterator[Callable[[TrainingEvent], None]]:
     """A bar of steps with loss, score and time left."""
     with _bar() as bar:
-        task = bar.add_task("Fine-tuning", total=None)
+        task = bar.add_task("Preparing", total=None)
         words: dict[str, str] = {}
 
         def show(event: TrainingEvent) -> None:
-            if isinstance(event, TrainingStarted):
+            if isinstance(event, BaseScoring):
+                bar.update(task, description="Scoring the base")
+            elif isinstance(event, TrainingStarted):
                 _announce(bar, task, event)
             elif isinstance(event, TrainingStep):
                 words["loss"] = f"loss {event.loss:.3f}"
@@ -91,7 +94,7 @@ def training_bar() -> Iterator[Callable[[TrainingEvent], None]]:
 
 
 def _announce(bar: Progress, task: TaskID, event: TrainingStarted) -> None:
-    bar.update(task, total=event.n_steps)
+    bar.update(task, total=event.n_steps, description="Fine-tuning")
     bar.console.print(f"{event.device}, {event.precision}: learning from {event.n_training_pixels:,} labelled pixels",
                       markup=False, highlight=False)
     if event.no_score_reason:

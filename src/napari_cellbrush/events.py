@@ -32,7 +32,7 @@ def run_to_end(run: Generator[Event, None, Result], on_event: Callable[[Event], 
 
 
 class StopToken:
-    """A thread-safe wish to stop, looked at after every training step and every tile."""
+    """A thread-safe wish to stop, looked at after every training step and every tile, held-out ones too."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -45,6 +45,14 @@ class StopToken:
     def stopped(self) -> bool:
         """Whether somebody asked."""
         return self._event.is_set()
+
+
+@dataclass(frozen=True)
+class BaseScoring:
+    """Before the first step, and only where scores can be compared: the base is about to be measured."""
+
+    #: Tiles of held-out strokes to look at.
+    n_tiles: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class ValidationScored:
     best_score: float
 
 
-TrainingEvent = TrainingStarted | TrainingStep | ValidationScored
+TrainingEvent = BaseScoring | TrainingStarted | TrainingStep | ValidationScored
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,10 @@ class InferenceStarted:
     precision: str
     n_tiles: int
     tile_size: int
+    #: Diameter of the objects, in image pixels, that the run goes by; None for a model that works at any scale.
+    diameter_px: float | None = None
+    #: Network pixels per image pixel.
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

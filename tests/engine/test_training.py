@@ -11,12 +11,19 @@ from numpy.typing import NDArray
 
 from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig, TrainingConfig, classes_from_names
 from napari_cellbrush.engine import training
-from napari_cellbrush.engine.device import Device
+from napari_cellbrush.engine.device import Device, choose_device
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.training import TrainingResult, scratch_model, train
 from napari_cellbrush.errors import AnnotationError, ModelError, OutOfMemory, TrainingDiverged
-from napari_cellbrush.events import StopToken, TrainingEvent, TrainingStarted, TrainingStep, ValidationScored
+from napari_cellbrush.events import (
+    BaseScoring,
+    StopToken,
+    TrainingEvent,
+    TrainingStarted,
+    TrainingStep,
+    ValidationScored,
+)
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=False)
 TWO = classes_from_names(["background", "cell"])
@@ -143,6 +150,13 @@ def test_a_worse_model_is_reported_as_not_improved(scratch: Model) -> None:
     assert run(spoilt, image, strokes(inside), TINY.replace(max_steps=40, learning_rate=3e-3))[1].improved
 
 
+@pytest.fixture
+def tuned(scratch: Model) -> Model:
+    """A trained base, which therefore can be scored."""
+    image, inside = blobs()
+    return run(scratch, image, strokes(inside), TINY.replace(max_steps=1))[1].model
+
+
 def test_stopping_ends_after_the_step_at_hand_with_a_model(scratch: Model) -> None:
     image, inside = blobs()
     stop = StopToken()
@@ -151,29 +165,96 @@ def test_stopping_ends_after_the_step_at_hand_with_a_model(scratch: Model) -> No
     next(generator)
     next(generator)
     stop.stop()
-    remaining = []
-    while True:
+    with pytest.raises(StopIteration) as end:
+        next(generator)
+    result = end.value.value
+    assert (result.ended, result.stopped, result.n_steps) == ("stopped", True, 1)
+    assert result.score is None
+    assert "stopped before its first score" in result.no_score_reason
+    assert result.model.card.n_steps == 1
+
+
+@pytest.mark.parametrize("n_scored", [0, 1, 3])
+def test_stopping_is_noticed_between_held_out_tiles(
+    tuned: Model, monkeypatch: pytest.MonkeyPatch, n_scored: int
+) -> None:
+    """The base is scored first, then the model at each step: whichever is at hand is given up."""
+    image, inside = blobs(400)
+    stop, tiles, scoring = StopToken(), [], []
+    score, class_logits = training._HeldOut.score, training.class_logits
+
+    def counted_score(self: Any, *arguments: Any) -> Any:
+        assert self.n_tiles > 1
+        tiles.append(0)
+        scoring.append(1)
         try:
-            remaining.append(next(generator))
-        except StopIteration as end:
-            result = end.value
-            break
-    assert len([event for event in remaining if isinstance(event, TrainingStep)]) <= 1
-    assert result.stopped
-    assert result.model.card.n_steps >= 1
+            return score(self, *arguments)
+        finally:
+            scoring.clear()
+
+    def stopped_in_the_midst(logits: torch.Tensor) -> torch.Tensor:
+        if scoring:
+            tiles[-1] += 1
+            if len(tiles) == n_scored + 1:
+                stop.stop()
+        return class_logits(logits)
+
+    monkeypatch.setattr(training._HeldOut, "score", counted_score)
+    monkeypatch.setattr(training, "class_logits", stopped_in_the_midst)
+    config = TINY.replace(max_steps=1000, validate_every=1, patience=0)
+    events, result = run(tuned, image, strokes(inside), config, stop=stop)
+    assert tiles[n_scored] == 1
+    assert sum(tiles[n_scored + 1 :]) == 0
+    assert (result.ended, result.n_steps) == ("stopped", max(1, n_scored))
+    assert sum(isinstance(event, ValidationScored) for event in events) == max(0, n_scored - 1)
+    assert (result.score is None) == (n_scored <= 1)
+    assert (result.base_score is None) == (n_scored == 0)
+
+
+def test_that_the_base_is_being_scored_is_said_first(tuned: Model, scratch: Model) -> None:
+    image, inside = blobs()
+    events, result = run(tuned, image, strokes(inside))
+    assert [type(event) for event in events[:2]] == [BaseScoring, TrainingStarted]
+    assert isinstance(events[0], BaseScoring)
+    assert events[0].n_tiles >= 1
+    assert result.base_score is not None
+    assert isinstance(run(scratch, image, strokes(inside))[0][0], TrainingStarted)
+
+
+def test_all_steps_end_the_run(scratch: Model) -> None:
+    image, inside = blobs()
+    result = run(scratch, image, strokes(inside))[1]
+    assert (result.ended, result.stopped, result.n_steps) == ("steps", False, TINY.max_steps)
 
 
 def test_the_time_limit_ends_the_run(scratch: Model) -> None:
     image, inside = blobs()
     result = run(scratch, image, strokes(inside), TINY.replace(max_steps=100_000, max_minutes=0.01))[1]
     assert 0 < result.n_steps < 100_000
+    assert result.ended == "time"
+
+
+def test_preparation_uses_up_the_time_but_leaves_one_step(tuned: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    score = training._HeldOut.score
+
+    def slow_score(self: Any, *arguments: Any) -> Any:
+        clock[0] += 59 if clock[0] else 61
+        return score(self, *arguments)
+
+    monkeypatch.setattr(training._HeldOut, "score", slow_score)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    image, inside = blobs()
+    result = run(tuned, image, strokes(inside), TINY.replace(max_minutes=1.0))[1]
+    assert (result.n_steps, result.ended) == (1, "time")
+    assert result.score is not None
 
 
 def test_no_better_score_for_long_ends_the_run(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     image, inside = blobs()
-    monkeypatch.setattr(training._HeldOut, "score", lambda self, network: (0.5, 1.0))
+    monkeypatch.setattr(training._HeldOut, "score", lambda *_: (0.5, 1.0))
     result = run(scratch, image, strokes(inside), TINY.replace(max_steps=50, validate_every=1, patience=3))[1]
-    assert result.n_steps == 4
+    assert (result.n_steps, result.ended) == (4, "no_progress")
 
 
 def test_several_images_train_one_model(scratch: Model) -> None:
@@ -242,6 +323,77 @@ def test_a_loss_that_is_no_number_ends_with_a_remedy(scratch: Model, monkeypatch
     image, inside = blobs()
     with pytest.raises(TrainingDiverged, match="Lower the learning rate"):
         run(scratch, image, strokes(inside))
+
+
+HALF = Device(kind="cpu", name="CPU", memory_bytes=None, half=torch.float16, channels_last=False)
+
+
+def learner_and_batch(device: Device) -> tuple[training._Learner, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 1, 132, 132, generator=generator)
+    learner = training._Learner(scratch_model(TWO, 1, TINY), TINY, device)
+    size = learner.network.geometry.output_size(132)
+    return learner, images, torch.randint(0, 3, (2, size, size), generator=generator)
+
+
+def test_the_gradients_of_float16_are_those_of_float32() -> None:
+    gradients = []
+    for device in (CPU, HALF):
+        learner, images, labels = learner_and_batch(device)
+        learner.step(images, labels)
+        gradients.append(torch.cat([p.grad.ravel() for p in learner.network.parameters() if p.grad is not None]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
+    assert gradients[1].norm() == pytest.approx(float(gradients[0].norm()), rel=0.05)
+
+
+def test_a_scale_too_large_for_float16_skips_the_step_and_is_halved() -> None:
+    learner, images, labels = learner_and_batch(HALF)
+    learner._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before, rate = [p.clone() for p in learner.network.parameters()], learner.learning_rate
+    assert np.isfinite(learner.step(images, labels))
+    assert all(torch.equal(p, q) for p, q in zip(learner.network.parameters(), before, strict=True))
+    assert (learner._scaler.get_scale(), learner.learning_rate) == (2.0**59, rate)
+    learner._scaler = torch.amp.GradScaler("cpu")
+    learner.step(images, labels)
+    assert not all(torch.equal(p, q) for p, q in zip(learner.network.parameters(), before, strict=True))
+    assert learner.learning_rate > rate
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
+def test_a_gpu_learns_in_every_precision(scratch: Model, half: torch.dtype | None) -> None:
+    device = Device("cuda", "GPU", None, half, channels_last=half is not None)
+    image, inside = blobs()
+    config = TINY.replace(max_steps=100, learning_rate=3e-3, validate_every=25, patience=0)
+    result = run(scratch, image, strokes(inside), config, device=device)[1]
+    assert result.score is not None
+    assert result.score > 0.7
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_with_little_memory_goes_on_with_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = []
+    step = training._Learner.step
+
+    def watched(self: Any, *batch: torch.Tensor) -> float:
+        loss = step(self, *batch)
+        chunks.append(self._n_chunks)
+        return loss
+
+    monkeypatch.setattr(training._Learner, "step", watched)
+    config = TINY.replace(max_steps=2, batch_size=32, patch_size_px=512, held_out_fraction=0.0,
+                          network=NetworkConfig(base_filters=32))
+    image, inside = blobs(600)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(6 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        result = run(scratch_model(TWO, 1, config), image, strokes(inside), config, device=choose_device("cuda"))[1]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert result.n_steps == 2
+    assert chunks[-1] > 1
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "dice", "cross_entropy_dice", "focal", "tversky"])

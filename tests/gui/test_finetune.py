@@ -105,7 +105,7 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
             time.sleep(0.01)
             yield TrainingStep(2, 10, 0.8, 1e-3, 2.0, 8.0)
         yield ValidationScored(2, 0.75, 0.75)
-        return training.TrainingResult(base, True, 0.5, 0.75, "", False, 2, 2.0)
+        return training.TrainingResult(base, True, 0.5, 0.75, "", "steps", 2, 2.0)
 
     monkeypatch.setattr(training, "train", train)
     dock = painted.finetune
@@ -152,7 +152,7 @@ def test_with_enough_strokes_base_and_tuned_model_are_scored_and_shown(painted, 
 def test_a_worse_model_is_said_to_be_worse_and_the_base_stays_chosen(painted, person, monkeypatch):
     def train(base, *args, **kwargs):
         yield TrainingStarted("CPU", "float32", 10, 100, 20, "", 0.8)
-        return training.TrainingResult(base, False, 0.8, 0.6, "", False, 2, 2.0)
+        return training.TrainingResult(base, False, 0.8, 0.6, "", "steps", 2, 2.0)
 
     monkeypatch.setattr(training, "train", train)
     painted.session.set_options(segment_after_training=True)

@@ -28,7 +28,7 @@ def endless_training(base, *args, stop, **kwargs):
         time.sleep(0.01)
         step += 1
         yield TrainingStep(step, 1000, 0.5, 1e-3, 1, 1)
-    return training.TrainingResult(base, True, None, None, "none", True, step, 1.0)
+    return training.TrainingResult(base, True, None, None, "none", "stopped", step, 1.0)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,17 @@ from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.tiling import Tile, plan_tiles
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import AnnotationError, OutOfMemory, TrainingDiverged
-from napari_cellbrush.events import StopToken, TrainingEvent, TrainingStarted, TrainingStep, ValidationScored
+from napari_cellbrush.events import (
+    BaseScoring,
+    StopToken,
+    TrainingEvent,
+    TrainingStarted,
+    TrainingStep,
+    ValidationScored,
+)
+
+#: What ends a training: all steps are done, the time is up, somebody stopped it, or scores have long not risen.
+Ended = Literal["steps", "time", "stopped", "no_progress"]
 
 #: Tiles of held-out strokes scored at a time; enough for a stable score, few enough to stay fast on dense labels.
 _MAX_SCORED_TILES = 24
@@ -59,10 +69,16 @@ class TrainingResult:
     improved: bool
     base_score: float | None
     score: float | None
+    #: Why there is no score, as a sentence; empty where there is one.
     no_score_reason: str
-    stopped: bool
+    ended: Ended
     n_steps: int
     seconds: float
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody asked to end it early."""
+        return self.ended == "stopped"
 
 
 def scratch_model(classes: tuple[ClassDefinition, ...], n_channels: int, config: TrainingConfig) -> Model:
@@ -93,18 +109,20 @@ def train(
     labels
         One array-like per image: stack axes + YX integers, 0 unlabelled, k + 1 for class number k.
     config
-        All settings; ``config.network`` counts only for :func:`scratch_model`.
+        All settings; ``config.network`` counts only for :func:`scratch_model`. The time limit includes all that
+        happens before the first step, but one step is always made.
     classes
         The classes the labels mean; those of the base if not given.
     device, stop
-        Where to compute (chosen if not given); who may end the run early, keeping the best so far.
+        Where to compute (chosen if not given); who may end the run early, keeping the best so far. A stopped run
+        measures nothing any more: without an earlier score it has none.
     name
         Name for the new model's card.
 
     Yields
     ------
     TrainingEvent
-        First :class:`TrainingStarted`, then steps and scores.
+        :class:`BaseScoring` if the base can be scored, :class:`TrainingStarted`, then steps and scores.
 
     Raises
     ------
@@ -146,41 +164,53 @@ def _train(
     patches = _Patches(images, split.train, config, start.network, device)
     held_out = _HeldOut(images, split.validation, learner) if split.validation else None
 
-    comparable = held_out is not None and base.card.n_steps > 0 and knows_all(base, classes)
-    base_score = held_out.score(learner.averaged)[0] if held_out and comparable else None
+    base_score = None
+    if held_out and base.card.n_steps > 0 and knows_all(base, classes):
+        yield BaseScoring(held_out.n_tiles)
+        scored = held_out.score(learner.averaged, stop)
+        base_score = scored[0] if scored else None
     yield TrainingStarted(
         device.name, learner.precision, config.max_steps, split.train.n_pixels,
         split.validation.n_pixels if split.validation else 0, split.reason, base_score)
 
     best = _Best()
-    step = 0
-    for step in range(1, config.max_steps + 1):
+    step, ended = 0, None
+    while not ended:
+        step += 1
         loss = learner.step(*patches.next_batch())
         elapsed = time.perf_counter() - began
         left = min(elapsed / step * (config.max_steps - step), 60 * config.max_minutes - elapsed)
         yield TrainingStep(step, config.max_steps, loss, learner.learning_rate, elapsed, max(0.0, left))
 
-        last = step == config.max_steps or stop.stopped or elapsed >= 60 * config.max_minutes
-        # Whoever stops wants the window back: a score that is there already is good enough.
-        due = step % config.validate_every == 0 or (last and not (stop.stopped and best.network))
-        if held_out and due:
-            best.offer(*held_out.score(learner.averaged), learner.averaged)
-            yield ValidationScored(step, best.latest, best.score)
-        if last or (config.patience and best.rounds_without_better >= config.patience):
-            break
+        ended = _end(step, elapsed, config)
+        if held_out and (ended or step % config.validate_every == 0):
+            scored = held_out.score(learner.averaged, stop)
+            if scored:
+                best.offer(*scored, learner.averaged)
+                yield ValidationScored(step, best.latest, best.score)
+        if stop.stopped:
+            ended = "stopped"
+        elif config.patience and best.rounds_without_better >= config.patience:
+            ended = ended or "no_progress"
 
-    network = best.network or learner.averaged
-    score = best.score if held_out else None
+    score = best.score if best.network else None
     labelled = dict(zip((c.name for c in classes), annotation.pixels_per_class, strict=True))
     card = start.card.replace(
         name=name or f"{base.card.name} tuned", training=config.model_dump(), base_name=base.card.name,
         base_hash=base.weights_hash, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(),
         n_steps=base.card.n_steps + step, labelled_pixels=labelled, base_score=base_score, score=score, description="")
-    model = Model(_on_cpu(network, card), card)
+    model = Model(_on_cpu(best.network or learner.averaged, card), card)
     learner.release()
     improved = score is None or base_score is None or score >= base_score
-    return TrainingResult(model, improved, base_score, score, split.reason, stop.stopped, step,
-                          time.perf_counter() - began)
+    no_score = split.reason if split.reason or score is not None else "The training was stopped before its first score."
+    return TrainingResult(model, improved, base_score, score, no_score, ended, step, time.perf_counter() - began)
+
+
+def _end(step: int, elapsed: float, config: TrainingConfig) -> Ended | None:
+    """Why this step is the last, as far as the clock and the counter know."""
+    if step >= config.max_steps:
+        return "steps"
+    return "time" if elapsed >= 60 * config.max_minutes else None
 
 
 def _n_channels(images: Sequence[Planes]) -> int:
@@ -228,7 +258,7 @@ class _Learner:
     def __init__(self, start: Model, config: TrainingConfig, device: Device) -> None:
         self.config = config
         self.device = device
-        self.precision = "float32" if device.half is None else str(device.half).removeprefix("torch.")
+        self.precision = device.precision
         self.network = copy.deepcopy(start.network).to(device.torch_device)
         if device.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
@@ -236,6 +266,8 @@ class _Learner:
         self._from_scratch = start.card.n_steps == 0
         self._optimiser = _optimiser(self.network, config)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate_factor)
+        # Small gradients vanish in float16, unlike in bfloat16, unless the loss is scaled up.
+        self._scaler = torch.amp.GradScaler(device.kind, enabled=device.half == torch.float16)
         self._n_chunks = 1
         self._n_steps = 0
 
@@ -261,17 +293,22 @@ class _Learner:
         if not math.isfinite(loss):
             raise TrainingDiverged(f"The loss became {loss} at step {self._n_steps + 1}",
                                    "Lower the learning rate in the advanced settings and start again")
+        self._scaler.unscale_(self._optimiser)
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        self._optimiser.step()
-        self._schedule.step()
+        scale = self._scaler.get_scale()
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
         self._n_steps += 1
-        self._average()
+        # Where the scale was too large for float16, the weights stay as they are and the next step has a smaller one.
+        if self._scaler.get_scale() >= scale:
+            self._schedule.step()
+            self._average()
         return loss
 
     def release(self) -> None:
         """Give the device's memory back."""
-        del self.network, self.averaged, self._optimiser, self._schedule
+        del self.network, self.averaged, self._optimiser, self._schedule, self._scaler
         if self.device.kind == "cuda":
             torch.cuda.empty_cache()
 
@@ -286,7 +323,7 @@ class _Learner:
                     logits = class_logits(self.network(part))
                 loss = segmentation_loss(logits.float(), truth, config.loss, config.class_balance)
                 loss = loss * (len(part) / len(images))
-                loss.backward()  # type: ignore[no-untyped-call]
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
         return total
 
@@ -386,12 +423,21 @@ class _HeldOut:
         labels[: found.shape[0], : found.shape[1]] = found
         return image, torch.from_numpy(labels)[None]
 
+    @property
+    def n_tiles(self) -> int:
+        return len(self._tiles)
+
     @torch.inference_mode()
-    def score(self, network: UNet) -> tuple[float, float]:
-        """Mean intersection over union in [0, 1] and mean cross-entropy, over held-out labelled pixels."""
+    def score(self, network: UNet, stop: StopToken) -> tuple[float, float] | None:
+        """Mean intersection over union in [0, 1] and mean cross-entropy, over held-out labelled pixels.
+
+        None if stopped: whoever stops wants the window back, and part of the tiles compares with nothing.
+        """
         device, config = self._learner.device, self._learner.config
         answers, truths, losses = [], [], []
         for image, labels in self._tiles:
+            if stop.stopped:
+                return None
             with autocast(device):
                 logits = class_logits(network(image.to(device.torch_device))).float().cpu()
             losses.append(float(segmentation_loss(logits, labels, "cross_entropy", config.class_balance)))
