@@ -206,6 +206,7 @@ class Session:
         self.options = Options()
         self.training_config = TrainingConfig()
         self.inference_config = InferenceConfig()
+        self.taking_over = Run()
         self.training = Run()
         self.segmentation = Run()
         self.export = Run()

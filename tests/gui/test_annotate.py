@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from qtpy.QtCore import QPoint, Qt
@@ -7,14 +9,28 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QMessageBox
 
 from napari_cellbrush.config import DEFAULT_CLASSES
+from napari_cellbrush.engine import annotation
 from napari_cellbrush.engine.annotation import objects_to_classes
+from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.annotate_dock import AnnotateDock, TakeOverDialog
+
+#: Seconds that the held thread waits at most.
+PATIENCE_S = 30
 
 
 @pytest.fixture
 def dock(viewer) -> AnnotateDock:
     _, widget = viewer.window.add_plugin_dock_widget("napari-cellbrush", "Annotate")
     return getattr(widget, "__wrapped__", widget)
+
+
+def take_over(dock, person, kind: str = "classes") -> None:
+    person.click(dock.take_over)
+    dialog = dock.findChild(TakeOverDialog)
+    getattr(dialog, kind).setChecked(True)
+    dialog.accept()
+    dialog.deleteLater()
+    person.wait(lambda: not dock.session.taking_over.busy)
 
 
 def names(box) -> list[str]:
@@ -260,6 +276,7 @@ def test_classes_of_another_layer_are_taken_over_as_a_copy(viewer, dock, image, 
     dialog = dock.findChild(TakeOverDialog)
     assert names(dialog.source) == ["given"]
     dialog.accept()
+    person.wait(lambda: not dock.session.taking_over.busy)
     layer = viewer.layers["cells annotation"]
     np.testing.assert_array_equal(layer.data, values)
     assert layer.data.dtype == np.uint8
@@ -274,24 +291,116 @@ def test_objects_of_another_layer_become_background_cell_and_boundary(viewer, do
     objects = np.zeros(image.shape, np.int32)
     objects[20:50, 20:50], objects[20:50, 50:80] = 700, 90000
     viewer.add_labels(objects, name="masks")
-    person.click(dock.take_over)
-    dialog = dock.findChild(TakeOverDialog)
-    dialog.objects.setChecked(True)
-    dialog.accept()
+    take_over(dock, person, "objects")
     np.testing.assert_array_equal(viewer.layers["cells annotation"].data, objects_to_classes(objects))
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    (np.full((120, 150), 9, np.uint8), "values up to 9, but there are 3 classes"),
+    (np.full((120, 150), 9, np.uint8), "the value 9, but there are 3 classes"),
     (np.zeros((20, 20), np.uint8), "have the shape (20, 20)"),
 ])
 def test_labels_that_do_not_fit_are_refused_in_words_and_nothing_is_added(viewer, dock, image, person, values, words):
     viewer.add_image(image, name="cells")
     viewer.add_labels(values, name="given")
-    person.click(dock.take_over)
-    dock.findChild(TakeOverDialog).accept()
+    take_over(dock, person)
     assert words in dock.notice.text()
     assert [layer.name for layer in viewer.layers] == ["cells", "given"]
+
+
+@pytest.fixture
+def slow_planes(monkeypatch) -> threading.Event:
+    """Holds the thread before each plane until it is set."""
+    go_on, whole_numbers = threading.Event(), annotation.whole_numbers
+
+    def wait(values, what):
+        go_on.wait(PATIENCE_S)
+        return whole_numbers(values, what)
+
+    monkeypatch.setattr(annotation, "whole_numbers", wait)
+    yield go_on
+    go_on.set()
+
+
+@pytest.fixture
+def taking_over(viewer, dock, image, person, slow_planes):
+    """A stack of labels on its way into the annotation."""
+    viewer.add_image(np.stack([image] * 3), name="cells")
+    viewer.add_labels(np.ones((3, *image.shape), np.uint8), name="given")
+    dock.bench.annotating.take_over(dock.session.masks[0].key, dock.session.image.key, "classes")
+    assert dock.session.taking_over.busy
+    return dock.session.taking_over
+
+
+def test_the_window_stays_alive_while_labels_are_taken_over_and_can_stop_it(viewer, dock, person, taking_over,
+                                                                            slow_planes):
+    QTest.qWait(50)
+    assert taking_over.busy
+    assert dock.take_over.text() == "Stop"
+    person.click(dock.take_over)
+    assert not dock.take_over.isEnabled()
+    slow_planes.set()
+    person.wait(lambda: not taking_over.busy)
+    assert [layer.name for layer in viewer.layers] == ["cells", "given"]
+    assert "nothing has changed" in dock.notice.text()
+    assert dock.take_over.text() == "From labels…"
+    assert dock.take_over.isEnabled()
+
+
+@pytest.mark.parametrize("change", ["axes", "classes", "image"])
+def test_labels_are_not_taken_over_onto_what_changed_meanwhile(viewer, dock, person, taking_over, slow_planes, change):
+    if change == "axes":
+        dock.session.set_axes(dock.session.image.key, "TYX")
+    elif change == "classes":
+        dock.session.add_class()
+    else:
+        viewer.layers.remove("cells")
+    slow_planes.set()
+    person.wait(lambda: not taking_over.busy)
+    assert "changed meanwhile" in taking_over.notice.text
+    assert "cells annotation" not in viewer.layers
+
+
+def test_the_dialog_says_which_strokes_a_copy_replaces(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    viewer.add_labels(np.ones(image.shape, np.uint8), name="given")
+    person.click(dock.new)
+    person.click(dock.take_over)
+    dialog = dock.findChild(TakeOverDialog)
+    assert any("'cells annotation', whose strokes no longer count" in label.text()
+               for label in dialog.findChildren(type(dock.axes_words)))
+    dialog.accept()
+    person.wait(lambda: not dock.session.taking_over.busy)
+    assert not viewer.layers["cells annotation"].visible
+    assert viewer.layers["cells annotation [1]"].data.all()
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+def no_memory(*_args, **_kwargs):
+    raise MemoryError("Unable to allocate 9 GiB")
+
+
+def test_too_little_memory_for_taking_over_is_said_and_nothing_is_added(viewer, dock, image, person, monkeypatch):
+    viewer.add_image(image, name="cells")
+    viewer.add_labels(np.ones(image.shape, np.uint8), name="given")
+    monkeypatch.setattr(annotation, "whole_numbers", no_memory)
+    take_over(dock, person)
+    assert "memory ran out while taking over labels: Unable to allocate 9 GiB. Close" in dock.notice.text()
+    assert [layer.name for layer in viewer.layers] == ["cells", "given"]
+
+
+def test_too_little_memory_for_removing_a_class_changes_nothing(viewer, dock, image, person, monkeypatch):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    person.drag([(40, 40), (40, 60)])
+    before = viewer.layers["cells annotation"].data.copy()
+    dock.session.choose_class(1)
+    monkeypatch.setattr(layers, "without_class", no_memory)
+    person.click(dock.remove)
+    assert "memory ran out while removing a class" in dock.notice.text()
+    assert len(dock.session.classes) == 3
+    np.testing.assert_array_equal(viewer.layers["cells annotation"].data, before)
 
 
 # ---------------------------------------------------------------------------------------------- the dock

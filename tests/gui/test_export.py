@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tifffile
 from qtpy.QtWidgets import QMessageBox
 
 from napari_cellbrush.export.mask_tiff import read_provenance
+from napari_cellbrush.napari_ui import exporting
 from napari_cellbrush.napari_ui.export_dock import ExportDock
 
 
@@ -114,6 +117,20 @@ def test_an_unwritable_place_is_said_in_words(viewer, dock, person, tmp_path):
     assert notice.kind == "error"
     assert "mask.tif" in notice.text or "missing" in notice.text
     assert dock.run.button.isEnabled()
+
+
+def test_too_little_memory_for_the_copy_is_said_in_words(viewer, dock, person, tmp_path, monkeypatch):
+    viewer.add_labels(np.ones((4, 4), np.uint8), name="mask")
+
+    def no_memory(_):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(exporting, "np", SimpleNamespace(array=no_memory))
+    dock.path.setText(str(tmp_path / "mask.tif"))
+    person.click(dock.run.button)
+    assert "memory ran out while copying 'mask': Unable to allocate 9 GiB. Close" in dock.session.export.notice.text
+    assert not list(tmp_path.glob("*.tif"))
+    assert not dock.session.export.busy
 
 
 def test_compressed_is_ome_and_has_the_same_values(viewer, dock, person, tmp_path):

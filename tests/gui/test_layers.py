@@ -11,7 +11,8 @@ from napari.layers import Image, Labels
 
 from napari_cellbrush.config import DEFAULT_CLASSES
 from napari_cellbrush.errors import AnnotationError, CellbrushError
-from napari_cellbrush.napari_ui import layers
+from napari_cellbrush.events import StopToken, run_to_end
+from napari_cellbrush.napari_ui import layers, runs
 
 SIZES = {"T": 3, "Z": 4, "C": 2, "Y": 6, "X": 5, "S": 3}
 AXES = ["YX", "YXS", "ZYX", "TYX", "CYX", "TZYX", "CZYX", "TCYX", "ZCYX", "TCZYX", "TZCYX", "TYXS"]
@@ -241,12 +242,31 @@ def test_taking_a_class_out_leaves_the_others_in_order(labels, value):
                                                    ("TCYX", (3, 6, 5)), ("YXS", (6, 5))])
 def test_labels_with_or_without_the_channel_axis_become_an_annotation(axes, given_shape):
     data = np.random.default_rng(0).integers(0, 4, given_shape).astype(np.uint16)
-    taken = layers.labels_as_annotation(Labels(data), axes, [SIZES[a] for a in axes])
+    found = layers.axes_on_image(Labels(data), axes, [SIZES[a] for a in axes])
+    taken = run_to_end(runs.take_over(runs.TakeOverTask("given", data, found, "classes", 3), StopToken()))
     np.testing.assert_array_equal(taken, data.reshape(taken.shape))
-    taken[...] = 1
-    assert (data == 0).any()
+    assert taken.dtype == np.uint8
+    assert not np.shares_memory(taken, data)
+
+
+@pytest.mark.parametrize("axes", ["XYZ", "TXY"])
+def test_planes_of_labels_are_taken_over_whatever_the_order_of_their_axes(axes):
+    data = np.random.default_rng(0).integers(0, 4, (2, 3, 4)).astype(np.uint8)
+    task = runs.TakeOverTask("given", data, axes, "classes", 3)
+    np.testing.assert_array_equal(run_to_end(runs.take_over(task, StopToken())), layers.in_engine_order(data, axes))
+
+
+@pytest.mark.parametrize(("value", "kind", "words"), [
+    (-2, "classes", "the value -2, but there are 2 classes"), (3, "classes", "the value 3, but"),
+    (1.5, "classes", "not whole numbers"), (7, "objects", "but there are 2 classes. Add classes"),
+])
+def test_labels_that_are_no_classes_are_refused_with_the_value(value, kind, words):
+    data = np.zeros((2, 20, 20), np.float32)
+    data[1, 5:15, 5:15] = value
+    with pytest.raises(CellbrushError, match=words):
+        run_to_end(runs.take_over(runs.TakeOverTask("given", data, "ZYX", kind, 2), StopToken()))
 
 
 def test_labels_of_another_size_are_refused_with_both_shapes():
     with pytest.raises(CellbrushError, match=r"\(6, 6\).*\(6, 5\)"):
-        layers.labels_as_annotation(Labels(np.zeros((6, 6), np.uint8), name="other"), "YX", (6, 5))
+        layers.axes_on_image(Labels(np.zeros((6, 6), np.uint8), name="other"), "YX", (6, 5))

@@ -15,7 +15,7 @@ from napari_cellbrush.config import DEFAULT_CLASSES
 from napari_cellbrush.engine import inference
 from napari_cellbrush.engine.model_file import add_to_library
 from napari_cellbrush.events import InferenceStarted, TileSegmented
-from napari_cellbrush.napari_ui import runs
+from napari_cellbrush.napari_ui import runs, segmenting
 
 
 @pytest.fixture
@@ -359,6 +359,24 @@ def test_any_error_at_any_tile_leaves_the_dock_idle_with_a_sentence(viewer, read
             assert ready.segment.run.button.isEnabled()
             assert ready.segment.run.button.text() == "Segment"
             assert "Traceback" in caplog.text, (error, position)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_too_little_memory_for_the_result_leaves_no_layer_behind(viewer, ready, person, monkeypatch, times):
+    ready.session.set_options(output="objects")
+    if times == 2:
+        assert segment(ready, person).kind == "success"
+    before = list(viewer.layers)
+
+    def no_memory(*_):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(segmenting.Segmenting, "_with_earlier", no_memory)
+    person.click(ready.segment.run.button)
+    notice = ready.session.segmentation.notice
+    assert "memory ran out while making room for the result" in notice.text
+    assert notice.kind == "error"
+    assert list(viewer.layers) == before
 
 
 def test_a_model_for_another_number_of_channels_is_refused_in_words(viewer, ready, person, tiny_model):

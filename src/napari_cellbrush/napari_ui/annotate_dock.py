@@ -6,7 +6,6 @@ from typing import Any
 
 from qtpy.QtCore import QSignalBlocker, Qt, Signal
 from qtpy.QtWidgets import (
-    QApplication,
     QButtonGroup,
     QDialog,
     QDialogButtonBox,
@@ -25,7 +24,8 @@ from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui.class_table import ClassTable
 from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, wrapped_label
 from napari_cellbrush.napari_ui.dock import Dock
-from napari_cellbrush.session import MaskEntry, Notice, axes_in_words
+from napari_cellbrush.napari_ui.runs import LabelKind
+from napari_cellbrush.session import MaskEntry, Notice, Phase, axes_in_words
 
 LARGEST_BRUSH_PX = 100
 _HOW_IT_WORKS = ("What you leave unpainted (0) is unlabelled and teaches nothing. So paint some background too: it is "
@@ -92,6 +92,7 @@ class AnnotateDock(Dock):
         for signal in (session.classes_changed, session.class_chosen, session.painted_changed):
             self.listen(signal, self._refresh_classes)
         self.listen(session.brush_changed, self._refresh_brush)
+        self.listen(session.taking_over.changed, self._refresh_taking_over)
 
     # ---------------------------------------------------------------------------------------------- showing
 
@@ -104,7 +105,7 @@ class AnnotateDock(Dock):
         self.axes_words.setText(axes_in_words(image.axes) if image else "")
         self.axes_words.setVisible(image is not None)
         self.new.setEnabled(image is not None)
-        self.take_over.setEnabled(image is not None and bool(self._sources()))
+        self._refresh_taking_over()
         self._refresh_classes()
         self._refresh_brush()
 
@@ -112,7 +113,15 @@ class AnnotateDock(Dock):
         session = self.session
         self.table.setValue(session.classes, session.painted, session.current_class)
         self.remove.setEnabled(len(session.classes) > 2)
-        self._say(self._next_step())
+        run = session.taking_over
+        self.notice.setValue(run.notice if run.busy else Notice(self._next_step()))
+
+    def _refresh_taking_over(self) -> None:
+        run = self.session.taking_over
+        self.take_over.setText("Stop" if run.busy else "From labels…")
+        self.take_over.setEnabled(run.phase is Phase.RUNNING or (
+            not run.busy and self.session.image is not None and bool(self._sources())))
+        self.notice.setValue(run.notice if run.notice.text else Notice(self._next_step()))
 
     def _refresh_brush(self) -> None:
         for widget in (self.brush, self.brush_box):
@@ -130,9 +139,6 @@ class AnnotateDock(Dock):
         keys = f"keys 1–{min(len(session.classes), 9)} choose the class" if len(session.classes) > 1 else ""
         return f"Painting '{session.classes[session.current_class].name}' on '{layer.name}'; {keys}."
 
-    def _say(self, text: str, kind: str = "info") -> None:
-        self.notice.setValue(Notice(text, "warning" if kind == "warning" else "info"))
-
     # ----------------------------------------------------------------------------------------------- acting
 
     def _try(self, action: Any, *arguments: Any, **named: Any) -> None:
@@ -140,7 +146,7 @@ class AnnotateDock(Dock):
             action(*arguments, **named)
         except CellbrushError as error:
             self._refresh()
-            self._say(str(error), "warning")
+            self.notice.setValue(Notice(str(error), "warning"))
 
     def _change(self, position: int, **changes: Any) -> None:
         self._try(self.session.change_class, position, **changes)
@@ -155,18 +161,18 @@ class AnnotateDock(Dock):
             self._try(self.bench.annotating.new_annotation, self.session.image.key)
 
     def _on_take_over(self) -> None:
-        dialog = TakeOverDialog(self._sources(), self)
+        if self.session.taking_over.busy:
+            self.bench.annotating.stop()
+            return
+        image = self.session.image
+        replaced = self.bench.annotating.layer_of(image.key) if image is not None else None
+        dialog = TakeOverDialog(self._sources(), replaced.name if replaced is not None else "", self)
         dialog.chosen.connect(self._on_source_chosen)
         dialog.open()
 
-    def _on_source_chosen(self, key: str, kind: str) -> None:
+    def _on_source_chosen(self, key: str, kind: LabelKind) -> None:
         if self.session.image is not None:
-            # Turning a large instance mask into classes takes a moment.
-            QApplication.setOverrideCursor(Qt.CursorShape.WaitCursor)
-            try:
-                self._try(self.bench.annotating.take_over, key, self.session.image.key, kind)
-            finally:
-                QApplication.restoreOverrideCursor()
+            self.bench.annotating.take_over(key, self.session.image.key, kind)
 
     def _on_remove(self) -> None:
         position = self.session.current_class
@@ -188,7 +194,7 @@ class TakeOverDialog(QDialog):
     #: The layer's key, and "classes" or "objects".
     chosen = Signal(str, str)
 
-    def __init__(self, sources: list[MaskEntry], parent: QWidget | None = None) -> None:
+    def __init__(self, sources: list[MaskEntry], replaced: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setWindowTitle("Annotation from labels")
         self.source = ChoiceBox()
@@ -203,8 +209,10 @@ class TakeOverDialog(QDialog):
         buttons.accepted.connect(self.accept)
         buttons.rejected.connect(self.reject)
         layout = QVBoxLayout(self)
-        for widget in (self.source, self.classes, self.objects,
-                       wrapped_label("The layer itself is not changed: you paint on a copy."), buttons):
+        note = "The layer itself is not changed: you paint on a copy."
+        if replaced:
+            note += f" The copy takes the place of '{replaced}', whose strokes no longer count."
+        for widget in (self.source, self.classes, self.objects, wrapped_label(note), buttons):
             layout.addWidget(widget)
 
     def accept(self) -> None:

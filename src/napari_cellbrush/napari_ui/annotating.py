@@ -7,19 +7,21 @@ labels were taken over) becomes a new layer, whose undo history cannot bring bac
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Labels
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
-from napari_cellbrush.errors import AnnotationError
-from napari_cellbrush.napari_ui import layers
-from napari_cellbrush.napari_ui.layer_book import LayerBook
-from napari_cellbrush.session import ImageEntry, Session
+from napari_cellbrush.errors import AnnotationError, CellbrushError
+from napari_cellbrush.napari_ui import layers, runs
+from napari_cellbrush.napari_ui.worker import Job, memory_in_words
+from napari_cellbrush.session import ImageEntry, Phase, Session
 
-LabelKind = Literal["classes", "objects"]
+if TYPE_CHECKING:
+    from napari_cellbrush.napari_ui.workbench import Workbench
 
 #: Milliseconds without a stroke before pixels are counted.
 COUNT_AFTER_MS = 200
@@ -30,10 +32,14 @@ COUNT_CHUNK_PX = 8_000_000
 class Annotating(QObject):
     """The annotation layers of one viewer."""
 
-    def __init__(self, book: LayerBook, session: Session, parent: QObject | None = None) -> None:
-        super().__init__(parent)
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self._bench = bench
+        book, session = bench.book, bench.session
         self._book = book
         self._session = session
+        self._run = session.taking_over
+        self._job: Job | None = None
         self._counters: dict[str, PixelCounter] = {}
         session.classes_changed.connect(self._on_classes_changed)
         session.class_chosen.connect(self._on_class_chosen)
@@ -53,6 +59,8 @@ class Annotating(QObject):
         ------
         AnnotationError
             If nobody knows the image's axes.
+        OutOfMemory
+            If the layer does not fit.
         """
         image = self._image(image_key)
         existing = self.layer_of(image_key)
@@ -61,35 +69,38 @@ class Annotating(QObject):
             self._ready(existing)
             return existing
         axes = layers.labels_axes(image.axes)
-        empty = np.zeros(layers.labels_shape(image.axes, image.shape), np.uint8)
+        with memory_in_words("making an annotation"):
+            empty = np.zeros(layers.labels_shape(image.axes, image.shape), np.uint8)
         return self._start(image, layers.in_engine_order(empty, axes))
 
-    def take_over(self, labels_key: str, image_key: str, kind: LabelKind) -> Labels:
+    def take_over(self, labels_key: str, image_key: str, kind: runs.LabelKind) -> None:
         """Make an annotation layer from a copy of another labels layer, which is hidden then.
 
-        Raises
-        ------
-        CellbrushError
-            If shapes do not fit, or a value is no class.
+        Runs beside the window; ends at once, with a sentence, if that is not possible.
         """
-        # Brings scipy and scikit-image along, for which opening the dock need not wait.
-        from napari_cellbrush.engine.annotation import objects_to_classes, whole_numbers
-
-        image = self._image(image_key)
         source = self._book.layer(labels_key)
-        data = layers.labels_as_annotation(source, image.axes, image.shape)
-        data = whole_numbers(data, f"the labels '{source.name}'")
-        if kind == "objects":
-            planes = [objects_to_classes(data[index]) for index in np.ndindex(data.shape[:-2])]
-            data = np.stack(planes).reshape(data.shape)
-        highest = int(data.max(initial=0))
-        if highest > len(self._session.classes) or int(data.min(initial=0)) < 0:
-            raise AnnotationError(
-                f"The labels '{source.name}' hold values up to {highest}, but there are {len(self._session.classes)} "
-                "classes", "Say that they are objects, or add classes first")
-        layer = self._start(image, data.astype(np.uint8))
-        source.visible = False
-        return layer
+        if self._run.busy or source is None:
+            return
+        try:
+            image = self._image(image_key)
+            axes = layers.axes_on_image(source, image.axes, image.shape)
+        except CellbrushError as error:
+            self._run.end(str(error), "error")
+            return
+        task = runs.TakeOverTask(source.name, layers.full_resolution(source), axes, kind, len(self._session.classes))
+        self._run.begin(f"Copying '{source.name}'…")
+        self._job = self._bench.job(partial(runs.take_over, task), "taking over labels", exclusive=False)
+        self._job.received.connect(self._on_plane_taken)
+        self._job.finished.connect(partial(self._on_taken, task, labels_key, image))
+        self._job.stopped.connect(lambda _: self._run.end("Stopped; nothing has changed."))
+        self._job.failed.connect(lambda error: self._run.end(str(error), "error"))
+        self._job.start()
+
+    def stop(self) -> None:
+        """End the taking over without an annotation."""
+        if self._job is not None and self._run.busy:
+            self._run.stopping()
+            self._job.stop()
 
     def paint_with(self, position: int) -> None:
         """Choose a class, and the brush on the chosen image's annotation layer."""
@@ -105,16 +116,17 @@ class Annotating(QObject):
         ------
         ConfigError
             If fewer than two classes would be left.
+        OutOfMemory
+            If the rewritten strokes do not fit; nothing has changed then.
         """
+        with memory_in_words("removing a class"):
+            rewritten = [(key, layers.without_class(self._strokes(layer), position + 1))
+                         for key in self._session.annotations if (layer := self.layer_of(key)) is not None]
         self._session.remove_class(position)
-        for image_key, old_key in self._session.annotations.items():
-            old = self._book.layer(old_key)
-            image = self._session.find_image(image_key)
-            if old is None or image is None:
-                continue
-            old_data = layers.in_engine_order(old.data, layers.mask_axes(old))
+        for image_key, data in rewritten:
+            old = self._book.layer(self._session.annotation_of(image_key))
             name, old.name = old.name, f"{old.name} (before)"
-            self._start(image, layers.without_class(old_data, position + 1), name)
+            self._start(self._image(image_key), data, name)
             self._book.viewer.layers.remove(old)
 
     def snapshot(self, image_key: str) -> NDArray[np.uint8]:
@@ -122,13 +134,36 @@ class Annotating(QObject):
         layer = self.layer_of(image_key)
         if layer is None:
             raise AnnotationError("The annotation layer was removed", "Make a new annotation")
-        return np.array(layers.in_engine_order(layer.data, layers.mask_axes(layer)))
+        with memory_in_words("copying the strokes"):
+            return np.array(self._strokes(layer))
 
     def close(self) -> None:
         """Stop counting."""
         for counter in self._counters.values():
             counter.close()
         self._counters.clear()
+
+    # ---------------------------------------------------------------------------------------------- taking over
+
+    def _on_plane_taken(self, taken: runs.PlaneTaken) -> None:
+        if self._run.phase is Phase.RUNNING:
+            self._run.say(f"Turning labels into strokes: plane {taken.plane} of {taken.n_planes}.")
+
+    def _on_taken(self, task: runs.TakeOverTask, labels_key: str, image: ImageEntry,
+                  strokes: NDArray[np.uint8]) -> None:
+        self._bench.after_drag(partial(self._finish_taking_over, task, labels_key, image, strokes))
+
+    def _finish_taking_over(self, task: runs.TakeOverTask, labels_key: str, image: ImageEntry,
+                            strokes: NDArray[np.uint8]) -> None:
+        found, replaced = self._session.find_image(image.key), self.layer_of(image.key)
+        if found is None or found.axes != image.axes or len(self._session.classes) != task.n_classes:
+            self._run.end(f"'{image.name}' or its classes changed meanwhile. Take the labels over once more.", "error")
+            return
+        self._start(found, strokes)
+        for layer in (self._book.layer(labels_key), replaced):
+            if layer is not None:
+                layer.visible = False
+        self._run.end("")
 
     # -------------------------------------------------------------------------------------------- making layers
 
@@ -158,6 +193,11 @@ class Annotating(QObject):
         self._counters[key] = PixelCounter(layer, image.key, session, self._book.viewer, self)
         self._ready(layer)
         return layer
+
+    @staticmethod
+    def _strokes(layer: Labels) -> NDArray[np.uint8]:
+        """A view of a layer's array as the engine orders it: stack axes + YX."""
+        return layers.in_engine_order(layer.data, layers.mask_axes(layer))
 
     def _ready(self, layer: Labels) -> None:
         self._book.viewer.layers.selection.active = layer

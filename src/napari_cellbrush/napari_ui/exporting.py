@@ -12,7 +12,7 @@ from qtpy.QtCore import QObject
 from napari_cellbrush.engine.axes import PixelSize, check_axes
 from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui import layers, runs
-from napari_cellbrush.napari_ui.worker import Job
+from napari_cellbrush.napari_ui.worker import Job, memory_in_words
 from napari_cellbrush.session import MaskEntry
 
 if TYPE_CHECKING:
@@ -59,10 +59,12 @@ class Exporting(QObject):
             return
         try:
             size = self.pixel_size(mask, axes)
+            with memory_in_words(f"copying '{mask.name}'"):
+                copy = np.array(layers.full_resolution(layer))
         except CellbrushError as error:
             self._run.end(str(error), "error")
             return
-        data, written = layers.without_channel(np.array(layers.full_resolution(layer)), _layer_axes(layer, axes))
+        data, written = layers.without_channel(copy, _layer_axes(layer, axes))
         task = runs.ExportTask(path, data, written, size, self._provenance(layer), overwrite, compress)
         self._run.begin(f"Writing {path.name}…")
         self._job = self._bench.job(partial(runs.export, task), "exporting", exclusive=False)

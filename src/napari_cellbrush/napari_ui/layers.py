@@ -298,20 +298,19 @@ def without_class(labels: NDArray[np.uint8], value: int) -> NDArray[np.uint8]:
     return table[labels]
 
 
-def labels_as_annotation(source: Labels, image_axes: str, image_shape: Sequence[int]) -> NDArray[Any]:
-    """A copy of a labels layer's array, stack axes + YX, as an annotation of an image.
+def axes_on_image(source: Labels, image_axes: str, image_shape: Sequence[int]) -> str:
+    """Axes of a labels layer's array if it covers an image.
 
     Raises
     ------
     CellbrushError
         If the shapes do not fit.
     """
-    data = np.asarray(full_resolution(source))
-    shape = labels_shape(image_axes, image_shape)
-    axes = labels_axes(image_axes)
-    if data.shape == shape:
-        return np.array(in_engine_order(data, axes))
-    if data.shape == tuple(n for n, letter in zip(shape, axes, strict=True) if letter != "C"):
-        return np.array(in_engine_order(data, axes.replace("C", "")))
-    raise CellbrushError(f"The labels '{source.name}' have the shape {data.shape}, the image needs {shape}",
+    given = tuple(full_resolution(source).shape)
+    shape, axes = labels_shape(image_axes, image_shape), labels_axes(image_axes)
+    if given == shape:
+        return axes
+    if given == tuple(n for n, letter in zip(shape, axes, strict=True) if letter != "C"):
+        return axes.replace("C", "")
+    raise CellbrushError(f"The labels '{source.name}' have the shape {given}, the image needs {shape}",
                          "Choose labels of the same image, without an axis for channels")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from napari_cellbrush.config import ClassDefinition, DeviceName, InferenceConfig, OutputKind, TrainingConfig
 from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.errors import CellbrushError, ImageError, ModelError, ModelFileError
+from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError, ModelError, ModelFileError
 from napari_cellbrush.events import InferenceEvent, StopToken, TileSegmented, TrainingEvent
 from napari_cellbrush.session import SCRATCH
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.model import Model
     from napari_cellbrush.engine.model_file import ModelEntry
     from napari_cellbrush.engine.training import TrainingResult
+LabelKind = Literal["classes", "objects"]
 
 
 # ------------------------------------------------------------------------------------------------- look around
@@ -72,6 +73,67 @@ def read_library() -> LibraryFound:
 
     models, errors = scan_models()
     return LibraryFound(tuple(models), DEFAULT_BASE, tuple(str(error) for error in errors))
+
+
+# --------------------------------------------------------------------------------------------------- take over
+
+
+@dataclass(frozen=True, eq=False)
+class TakeOverTask:
+    """Labels that are to become strokes; they are read, never written."""
+
+    name: str
+    #: Any array-like of whole numbers.
+    labels: Any
+    #: One letter per axis of ``labels``; an axis C has length one.
+    axes: str
+    kind: LabelKind
+    n_classes: int
+
+
+@dataclass(frozen=True)
+class PlaneTaken:
+    """One plane of the labels is done."""
+
+    plane: int
+    n_planes: int
+
+
+def take_over(task: TakeOverTask, stop: StopToken) -> Generator[PlaneTaken, None, NDArray[np.uint8] | None]:
+    """Turn labels into strokes, stack axes + YX, plane by plane; None if it was stopped.
+
+    Raises
+    ------
+    AnnotationError
+        If a value is no class.
+    """
+    from napari_cellbrush.engine.annotation import objects_to_classes, whole_numbers
+
+    sizes = dict(zip(task.axes, task.labels.shape, strict=True))
+    stack = [letter for letter in task.axes if letter in "TZ"]
+    strokes = np.zeros([sizes[letter] for letter in (*stack, "Y", "X")], np.uint8)
+    indices = list(np.ndindex(strokes.shape[:-2]))
+    for number, index in enumerate(indices, start=1):
+        if stop.stopped:
+            return None
+        place: dict[str, Any] = {"Y": slice(None), "X": slice(None), "C": 0, **dict(zip(stack, index, strict=True))}
+        plane = np.asarray(task.labels[tuple(place[letter] for letter in task.axes)])
+        plane = whole_numbers(plane if task.axes.index("Y") < task.axes.index("X") else plane.T,
+                              f"the labels '{task.name}'")
+        strokes[index] = _as_classes(objects_to_classes(plane) if task.kind == "objects" else plane, task)
+        yield PlaneTaken(number, len(indices))
+    return strokes
+
+
+def _as_classes(plane: NDArray[Any], task: TakeOverTask) -> NDArray[Any]:
+    low, high = int(plane.min(initial=0)), int(plane.max(initial=0))
+    if low >= 0 and high <= task.n_classes:
+        return plane
+    if task.kind == "objects":
+        raise AnnotationError(f"Objects become background, cell and boundary, but there are {task.n_classes} classes",
+                              "Add classes until there are three")
+    raise AnnotationError(f"The labels '{task.name}' hold the value {low if low < 0 else high}, but there are "
+                          f"{task.n_classes} classes", "Say that they are objects, or add classes first")
 
 
 # --------------------------------------------------------------------------------------------------- fine-tune

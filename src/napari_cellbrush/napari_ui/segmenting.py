@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Layer
-from qtpy.QtCore import QObject, Qt, QTimer
-from qtpy.QtWidgets import QApplication
+from qtpy.QtCore import QObject
 
 from napari_cellbrush.errors import AnnotationError, CellbrushError
 from napari_cellbrush.events import InferenceStarted, TileSegmented, TileSizeReduced
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.result_layers import ResultLayers, Sheet
-from napari_cellbrush.napari_ui.worker import Job
+from napari_cellbrush.napari_ui.worker import Job, memory_in_words
 from napari_cellbrush.session import ImageEntry, NoticeKind, Scope, duration_in_words
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
 
-#: Milliseconds after which a run that waits for the end of a drag looks again.
-DRAG_POLL_MS = 50
 _SCOPE_WORDS: dict[Scope, str] = {"view": "the view of ", "slice": "the slice shown of ", "layer": "", "all": ""}
 
 
@@ -48,33 +45,30 @@ class Segmenting(QObject):
         self._problems: list[str] = []
         self._lost_layer = False
         self._whole = False
-        self._scope_after_drag: Scope | None = None
-        self._drag_timer = QTimer(self)
-        self._drag_timer.setSingleShot(True)
-        self._drag_timer.timeout.connect(self._on_drag_over)
         bench.book.removed.connect(self._on_layer_removed)
 
     def start(self, scope: Scope | None = None) -> None:
         """Segment as the session's options say; ends at once, with a sentence, if that is not possible."""
+        self._bench.after_drag(partial(self._start, scope))
+
+    def _start(self, scope: Scope | None) -> None:
         if self._run.busy or self._session.why_not_segment():
             return
-        if QApplication.mouseButtons() != Qt.MouseButton.NoButton:
-            # Adding a layer in mid-stroke would cut the stroke and leave napari's undo history blocked.
-            self._scope_after_drag = scope
-            self._drag_timer.start(DRAG_POLL_MS)
-            return
+        viewer_layers = self._bench.book.viewer.layers
+        before = set(viewer_layers)
         try:
-            task = self._prepare(scope or self._session.options.scope)
+            with memory_in_words("making room for the result"):
+                task = self._prepare(scope or self._session.options.scope)
         except CellbrushError as error:
+            self._sheets = []
+            for layer in [layer for layer in viewer_layers if layer not in before]:
+                viewer_layers.remove(layer)
             self._run.end(str(error), "error")
             return
         self._latest, self._n_objects, self._problems, self._lost_layer = None, None, [], False
         self._began = time.perf_counter()
         self._run.begin(f"Loading '{task.model}'…")
         self._launch(self._bench.job(partial(runs.segment, task), "segmenting"))
-
-    def _on_drag_over(self) -> None:
-        self.start(self._scope_after_drag)
 
     def stop(self) -> None:
         """End the run; what is segmented stays."""

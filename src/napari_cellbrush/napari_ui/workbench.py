@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from qtpy.QtCore import QObject, QTimer
+from qtpy.QtCore import QObject, Qt, QTimer
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QApplication
 
@@ -24,6 +25,8 @@ from napari_cellbrush.session import Session
 
 #: Milliseconds between opening a dock and looking for models and a device.
 LOOK_AFTER_MS = 300
+#: Milliseconds after which work that waits for the end of a drag looks again.
+DRAG_POLL_MS = 50
 
 _log = logging.getLogger(__name__)
 _workbenches: WeakKeyDictionary[Any, Workbench] = WeakKeyDictionary()
@@ -53,7 +56,7 @@ class Workbench(QObject):
         self._looked_for: DeviceName | None = None
         self.session = Session()
         self.book = LayerBook(viewer, self.session)
-        self.annotating = Annotating(self.book, self.session, self)
+        self.annotating = Annotating(self)
         self.segmenting = Segmenting(self)
         self.fine_tuning = FineTuning(self)
         self.exporting = Exporting(self)
@@ -72,6 +75,20 @@ class Workbench(QObject):
         job = Job(work, doing, exclusive=exclusive, parent=self)
         self._threads.append(job.thread_side)
         return job
+
+    def after_drag(self, action: Callable[[], None]) -> None:
+        """Do something that adds layers once no mouse button is down.
+
+        In mid-stroke it would cut the stroke and leave napari's undo history blocked.
+        """
+        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
+            action()
+            return
+        timer = QTimer(self)
+        timer.setSingleShot(True)
+        timer.timeout.connect(timer.deleteLater)
+        timer.timeout.connect(partial(self.after_drag, action))
+        timer.start(DRAG_POLL_MS)
 
     def look_around(self) -> None:
         """Read the library and try the device, beside the window; does nothing while that is under way."""

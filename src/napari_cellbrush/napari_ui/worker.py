@@ -12,7 +12,8 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,6 +218,15 @@ def close_all(threads: list[WorkThread]) -> None:
     threads.clear()
 
 
+@contextmanager
+def memory_in_words(doing: str) -> Iterator[None]:
+    """For copies that the window itself makes: too little memory becomes a sentence, as it does in a job."""
+    try:
+        yield
+    except MemoryError as error:
+        raise _in_words(error, doing) from error
+
+
 def _nothing(stop: StopToken) -> Generator[Any, None, None]:
     yield from ()
 
@@ -232,7 +242,10 @@ def _freed(error: BaseException) -> Any:
 
 def _in_words(error: BaseException, doing: str) -> CellbrushError:
     detail = next(iter(str(error).strip().splitlines()), "")
-    if isinstance(error, MemoryError) or "out of memory" in detail.lower():
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"The memory ran out while {doing}{': ' if detail else ''}{detail}",
+                           "Close other programs or layers, or work on a smaller part of the image")
+    if "out of memory" in detail.lower():
         return OutOfMemory(f"The memory ran out while {doing}", "Close other programs, choose a smaller input or tile "
                            "size in the advanced settings, or choose the CPU as device")
     if isinstance(error, ImportError | OSError) and "torch" in str(error).lower():
