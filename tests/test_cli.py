@@ -17,8 +17,9 @@ from napari_cellbrush import cli, config
 from napari_cellbrush.cli import main
 from napari_cellbrush.cli_options import given_settings
 from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, NetworkConfig, TrainingConfig
-from napari_cellbrush.engine import inference, model_file, training
+from napari_cellbrush.engine import inference, model_file, planes, training
 from napari_cellbrush.engine.annotation import objects_to_classes
+from napari_cellbrush.engine.image_file import open_image
 from napari_cellbrush.engine.metrics import average_precision, class_iou
 from napari_cellbrush.engine.model import ModelCard, new_model
 from napari_cellbrush.engine.model_file import add_to_library, read_card, read_model, save_model
@@ -133,6 +134,40 @@ def test_stacks_and_colours_come_from_the_file_and_axes_override(folder: Path) -
                                   tifffile.imread("out/rgb_probabilities.tif"))
 
 
+@pytest.mark.parametrize("options", [[], ["--compress"]])
+@pytest.mark.parametrize(("axes", "written"), [("YX", "CYX"), ("ZYX", "ZCYX"), ("TYX", "TCYX"), ("TZYX", "TZCYX")])
+def test_probabilities_are_read_back_by_the_axes_their_file_names(
+    folder: Path, axes: str, written: str, options: list[str]
+) -> None:
+    shape = {"T": 2, "Z": 3, "Y": 90, "X": 110}
+    stack = np.broadcast_to(IMAGE, [shape[letter] for letter in axes]).copy()
+    stack[..., :20, :] = np.random.default_rng(0).integers(0, 255, stack[..., :20, :].shape)
+    tifffile.imwrite("s.tif", stack, imagej=True, metadata={"axes": axes})
+    assert main(["segment", "s.tif", "--model", "tiny.safetensors", "--out", "out", "--output", "probabilities",
+                 "--device", "cpu", *options]) == 0
+    # As docs/file-formats.md shows.
+    with tifffile.TiffFile("out/s_probabilities.tif") as tiff:
+        found = tiff.series[0].axes
+        probabilities = np.moveaxis(tiff.asarray(), found.index("C"), 0)
+    assert found == written
+    np.testing.assert_array_equal(
+        probabilities, napari_cellbrush.segment("s.tif", "tiny.safetensors", "probabilities", device="cpu"))
+
+
+def test_what_is_odd_about_how_a_file_is_read_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tifffile.TiffWriter("several.tif") as tiff:
+        for image in (IMAGE, IMAGE[:50], IMAGE[:40]):
+            tiff.write(image, metadata=None)
+    tifffile.imwrite("stack.tif", np.stack([IMAGE] * 3), imagej=True, metadata={"axes": "ZYX"})
+    common = ["--model", "tiny.safetensors", "--out", "out", "--device", "cpu"]
+    assert main(["segment", "several.tif", *common]) == 0
+    assert "several.tif holds 3 images (series), only the first" in capsys.readouterr().err
+    assert main(["segment", "stack.tif", "--axes", "TYX", *common]) == 0
+    assert "stack.tif is read with the axes TYX, as you say, although it names its own ZYX." in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="although it names its own ZYX"):
+        napari_cellbrush.segment("stack.tif", "tiny.safetensors", axes="TYX", device="cpu")
+
+
 def test_the_size_of_the_tiles_does_not_change_the_classes(folder: Path) -> None:
     for out, options in (("one", []), ("two", ["--tile", "92"])):
         assert main(["segment", "image.tif", "--model", "tiny.safetensors", "--out", out, "--precision", "float32",
@@ -184,7 +219,7 @@ def test_a_bad_image_gets_one_sentence_and_the_others_go_on(
     ("cut.tif", "classes.tif", "truncated"),
     ("image.tif", "small.tif", "(89, 110)"), ("image.tif", "many.tif", "56"),
     ("image.tif", "half.tif", "whole numbers"), ("image.tif", "gone.tif", "gone.tif"),
-    ("image.tif", "rgb.tif", "colours")])
+    ("image.tif", "rgb.tif", "colours"), ("rgb.tif", "classes.tif", "needs 1")])
 def test_a_bad_training_pair_is_left_out_and_told(
     folder: Path, capsys: pytest.CaptureFixture[str], image: str, labels: str, sentence: str
 ) -> None:
@@ -198,6 +233,33 @@ def test_a_bad_training_pair_is_left_out_and_told(
     assert sum(read_card("a.safetensors").labelled_pixels.values()) == OBJECTS.size
 
 
+def test_an_image_of_another_kind_than_the_first_is_left_out_and_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write_bad_files(folder)
+    assert main(["train", "image.tif", "rgb.tif", "--labels", "classes.tif", "classes.tif", "--out", "a.safetensors",
+                 "--base", "scratch", "--max-steps", "1", *TINY_OPTIONS]) == 1
+    problems = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cellbrush: ")]
+    assert len(problems) == 1
+    assert "rgb.tif: The image has 3 channel(s), 'image.tif' has 1" in problems[0]
+    assert read_card("a.safetensors").in_channels == 1
+
+
+def test_a_nan_far_from_all_that_is_sampled_leaves_its_image_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planes, "SAMPLE_PIXELS", 100)
+    monkeypatch.setattr(planes, "SAMPLE_WINDOW", 10)
+    late = IMAGE.astype(np.float32)
+    late[85, 107] = np.nan
+    tifffile.imwrite("late.tif", late)
+    open_image("late.tif").planes.normalisation()  # which does not see it
+    assert main(["train", "late.tif", "image.tif", "--labels", "classes.tif", "classes.tif", "--out", "a.safetensors",
+                 "--base", "tiny.safetensors", "--max-steps", "1", *TINY_OPTIONS]) == 1
+    assert "'late.tif' holds NaN" in capsys.readouterr().err
+    assert sum(read_card("a.safetensors").labelled_pixels.values()) == OBJECTS.size
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["train", "image.tif", "--labels", "empty.tif"], "The annotation is empty"),
     (["train", "image.tif", "--labels", "single.tif"], "Only the class 'background' is painted"),
@@ -208,7 +270,11 @@ def test_a_bad_training_pair_is_left_out_and_told(
     (["segment", "image.tif", "--model", "truncated.safetensors", "--out", "out"], "not a usable model"),
     (["segment", "image.tif", "--model", "pickled.safetensors", "--out", "out"], "pickled"),
     (["segment", "image.tif", "--model", "gone.safetensors", "--out", "out"], "does not exist"),
-    (["segment", "image.tif", "--model", "tiny.safetensors", "--out", "image.tif"], "cannot be made"),
+    (["segment", "image.tif", "--model", "tiny.safetensors", "--out", "image.tif"],
+     "names the file image.tif, a folder is needed"),
+    (["segment", "image.tif", "--model", "tiny.safetensors", "--out", "image.tif/out"], "cannot be made"),
+    (["demo", "--out", "image.tif"], "names the file image.tif, a folder is needed"),
+    (["models", "export", "tiny.safetensors", "."], "is a folder, a file is needed"),
     (["evaluate", "--prediction", "small.tif", "--truth", "objects.tif", "--kind", "objects"], "(89, 110)"),
     (["evaluate", "--prediction", "half.tif", "--truth", "objects.tif", "--kind", "objects"], "whole numbers"),
     (["evaluate", "--prediction", "text.tif", "--truth", "objects.tif", "--kind", "classes"], "text.tif"),
@@ -266,6 +332,14 @@ def test_nothing_is_overwritten_unasked(folder: Path, capsys: pytest.CaptureFixt
     assert "exists already" in capsys.readouterr().err
     assert files(folder) == before
     assert main([*segment, "--overwrite"]) == 0
+
+
+def test_a_folder_where_a_model_shall_be_written_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "models").mkdir()
+    assert main(["train", "image.tif", "--labels", "classes.tif", "--out", "models", "--base", "scratch"]) == 1
+    problem = capsys.readouterr().err
+    assert "--out names the folder models, a .safetensors file is needed" in problem
+    assert str(Path("models") / "mine.safetensors") in problem
 
 
 def test_without_bundled_weights_it_says_how_to_start(
@@ -473,8 +547,27 @@ def test_objects_are_matched_plane_by_plane(folder: Path, capsys: pytest.Capture
     tifffile.imwrite("p.tif", prediction.astype(np.uint16), imagej=True, metadata={"axes": "ZYX"})
     assert main(["evaluate", "--prediction", "p.tif", "--truth", "t.tif", "--kind", "objects"]) == 0
     n = len(np.unique(OBJECTS)) - 1
-    scores = json.loads(capsys.readouterr().out)["mean"]
+    report = json.loads(capsys.readouterr().out)
+    scores = report["mean"]
+    assert report["counts"] == report["files"][0]["counts"] == {"found": 2 * n - 1, "missed": 1, "extra": 0}
     assert scores["ap_0.5"] == scores["ap_0.75"] == scores["ap_0.5_0.95"] == pytest.approx((2 * n - 1) / (2 * n))
+
+
+def test_objects_found_missed_and_extra_are_counted_over_all_files(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction = np.where(OBJECTS == 1, 0, OBJECTS)
+    prediction[:4, :4] = 99
+    tifffile.imwrite("p.tif", prediction)
+    assert main(["evaluate", "--prediction", "p.tif", "objects.tif", "p.tif", "--truth", *["objects.tif"] * 3, "--kind",
+                 "objects"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    n = len(np.unique(OBJECTS)) - 1
+    assert [file["counts"] for file in report["files"]] == [
+        {"found": n - 1, "missed": 1, "extra": 1}, {"found": n, "missed": 0, "extra": 0},
+        {"found": n - 1, "missed": 1, "extra": 1}]
+    assert report["counts"] == {"found": 3 * n - 2, "missed": 2, "extra": 2}
+    assert "counts" not in report["mean"]
 
 
 def test_objects_of_a_plane_are_scored_as_by_the_metric(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -506,6 +599,14 @@ def test_models_are_listed_shown_shared_and_removed(folder: Path, capsys: pytest
     assert main(["models", "export", "tiny-2", "shared.safetensors"]) == 1
     assert main(["models", "remove", "tiny-2"]) == 0
     assert main(["models", "info", "tiny-2"]) == 1
+
+
+def test_the_list_has_no_empty_cells(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_to_library(tiny_model(), "plain")
+    assert main(["models"]) == 0
+    rows = {line.split()[0]: line.split("  ") for line in capsys.readouterr().out.splitlines()}
+    assert [cell.strip() for cell in rows["cells"] if cell][-3:] == ["–", "built in", "package"]
+    assert [cell.strip() for cell in rows["plain"] if cell.strip()][-3:] == ["–", "–", "you"]
 
 
 def test_a_broken_model_in_the_library_is_reported_beside_the_good_ones(

@@ -5,6 +5,7 @@ The docks and the command line run the same functions with the same defaults, so
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -175,7 +176,7 @@ def segment(
 
 
 def as_planes(image: Any, axes: str | None = None) -> Planes:
-    """Planes of an array or file.
+    """Planes of an array or file; warns of what a person should know about how a file was read.
 
     Raises
     ------
@@ -185,7 +186,10 @@ def as_planes(image: Any, axes: str | None = None) -> Planes:
     if isinstance(image, Planes):
         return image
     if isinstance(image, (str, Path)):
-        return open_image(image, axes).planes
+        opened = open_image(image, axes)
+        for note in opened.notes:
+            warnings.warn(f"{note}.", stacklevel=3)
+        return opened.planes
     array = image if hasattr(image, "shape") else np.asarray(image)
     if axes is None and len(array.shape) != 2:
         raise ImageError(f"An array of shape {tuple(array.shape)} does not say what its axes are",

@@ -37,10 +37,18 @@ from napari_cellbrush.config import (
     TrainingConfig,
     load_config,
 )
-from napari_cellbrush.errors import CellbrushError, ConfigError, ExportError, ModelFileError, OutOfMemory
+from napari_cellbrush.errors import (
+    AnnotationError,
+    CellbrushError,
+    ConfigError,
+    ExportError,
+    ModelFileError,
+    OutOfMemory,
+)
 
 if TYPE_CHECKING:
     from napari_cellbrush.config import ClassDefinition
+    from napari_cellbrush.engine.image_file import ImageFile
     from napari_cellbrush.engine.model import Model
     from napari_cellbrush.engine.planes import Planes
     from napari_cellbrush.engine.training import TrainingResult
@@ -126,7 +134,10 @@ def _add_segment(commands: Any) -> None:
     command.add_argument("images", nargs="+", metavar="IMAGE", help="TIFF, zarr, npy, PNG or JPEG.")
     command.add_argument("--model", required=True, metavar="NAME|FILE", help="A model of the library, or a file.")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="Where to write; made if missing.")
-    command.add_argument("--output", choices=get_args(OutputKind), default="classes", help="Default: classes.")
+    command.add_argument("--output", choices=get_args(OutputKind), default="classes",
+                         help="classes: 1 the first class, 2 the second … objects: 0 background, 1, 2, 3 … one number "
+                         "per cell. probabilities: 0 to 1, the classes as axis C. The axes stand in the order TZCYX. "
+                         "Default: classes.")
     command.add_argument("--overwrite", action="store_true", help="Replace masks that exist.")
     command.add_argument("--compress", action="store_true", help="Write deflated OME-TIFF.")
     _add_place(command)
@@ -202,7 +213,7 @@ def _train(arguments: argparse.Namespace) -> int:
     base = None if arguments.base == SCRATCH else load_model(arguments.base or DEFAULT_BASE)
     classes = meant_classes(names, arguments.label_kind) or (base.card.classes if base else DEFAULT_CLASSES)
     failures = _Failures()
-    pairs = _open_pairs(arguments, classes, failures)
+    pairs = _open_pairs(arguments, classes, base, failures)
     if not pairs:
         return FAILED
     images, labels = [image for image, _ in pairs], [label for _, label in pairs]
@@ -221,6 +232,9 @@ def _check_out(out: Path) -> None:
     from napari_cellbrush.engine.atomic import check_writable
     from napari_cellbrush.engine.model_file import SUFFIX
 
+    if out.is_dir():
+        raise ModelFileError(f"--out names the folder {out}, a {SUFFIX} file is needed",
+                             f"Give it a name, for example {out / 'mine'}{SUFFIX}")
     if out.suffix != SUFFIX:
         raise ConfigError(f"--out names a {SUFFIX} file, got {out.name}", f"Call it {out.stem}{SUFFIX}")
     check_writable(out, error=ModelFileError)
@@ -233,12 +247,14 @@ def _training_config(arguments: argparse.Namespace) -> TrainingConfig:
 
 
 def _open_pairs(
-    arguments: argparse.Namespace, classes: Sequence[ClassDefinition], failures: _Failures
+    arguments: argparse.Namespace, classes: Sequence[ClassDefinition], base: Model | None, failures: _Failures
 ) -> list[tuple[Planes, Any]]:
-    pairs = []
+    pairs: list[tuple[Planes, Any]] = []
     for image, label in _paired(arguments.images, arguments.labels, "image(s)", "set(s) of labels"):
         try:
-            pairs.append(_open_pair(image, label, arguments, len(classes)))
+            planes, labels = _open_pair(image, label, arguments, len(classes))
+            _check_channels(planes, base, pairs[0][0] if pairs else None)
+            pairs.append((planes, labels))
         except CellbrushError as error:
             failures.add(image, error)
     return pairs
@@ -248,14 +264,31 @@ def _open_pair(image: str, label: str, arguments: argparse.Namespace, n_classes:
     """An image and its labels, looked at closely enough that one bad file does not end the whole training."""
     from napari_cellbrush.api import as_class_labels
     from napari_cellbrush.engine.annotation import labelled_planes
-    from napari_cellbrush.engine.image_file import open_image
 
-    planes = open_image(image, arguments.axes).planes
+    planes = _opened(image, arguments).planes
     labels = as_class_labels(label, arguments.label_kind, arguments.ignore_value, planes.stack_axes + "YX")
-    for _ in labelled_planes(0, planes, labels, n_classes):
-        pass
+    for plane in labelled_planes(0, planes, labels, n_classes):
+        planes.check(plane.index)
     planes.normalisation()
     return planes, labels
+
+
+def _opened(image: str, arguments: argparse.Namespace) -> ImageFile:
+    from napari_cellbrush.engine.image_file import open_image
+
+    opened = open_image(image, arguments.axes)
+    for note in opened.notes:
+        tell(f"{note}.")
+    return opened
+
+
+def _check_channels(planes: Planes, base: Model | None, first: Planes | None) -> None:
+    """The base decides how many channels images have, or else the first image."""
+    if base and not base.card.any_channels:
+        base.for_channels(planes.n_channels)
+    if first and planes.n_channels != first.n_channels:
+        raise AnnotationError(f"The image has {planes.n_channels} channel(s), '{first.name}' has {first.n_channels}, "
+                              "and one model needs the same number in all", "Train on images of one kind at a time")
 
 
 def _save(model: Model, out: Path, failures: _Failures) -> Path:
@@ -358,11 +391,10 @@ def _segment_one(
 ) -> bool:
     """Write one mask; False if it was stopped, and then nothing is written."""
     from napari_cellbrush import api
-    from napari_cellbrush.engine.image_file import open_image
     from napari_cellbrush.export.mask_tiff import save_mask
     from napari_cellbrush.export.provenance import mask_provenance
 
-    opened = open_image(image, arguments.axes)
+    opened = _opened(image, arguments)
     axes = opened.planes.stack_axes + "YX"
     with stop_on_interrupt() as stop:
         try:
@@ -389,17 +421,24 @@ def _stem(file: str) -> str:
 
 
 def _make_folder(folder: Path) -> None:
+    _check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(f"The folder {folder} cannot be made: {error.strerror}", "Choose another folder") from error
 
 
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"--out names the file {folder}, a folder is needed", "Name another one; it is made if "
+                          "missing")
+
+
 # ---------------------------------------------------------------------------------------------------- evaluate
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from napari_cellbrush.cli_evaluate import compare, mean_scores
+    from napari_cellbrush.cli_evaluate import compare, mean_scores, total_counts
 
     failures = _Failures()
     files = []
@@ -408,7 +447,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             files.append(compare(prediction, truth, arguments.kind))
         except CellbrushError as error:
             failures.add(prediction, error)
-    answer(json.dumps({"kind": arguments.kind, "files": files, "mean": mean_scores(files)}, indent=2))
+    answer(json.dumps({"kind": arguments.kind, "files": files, "mean": mean_scores(files), **total_counts(files)},
+                      indent=2))
     return failures.exit_code
 
 
@@ -418,4 +458,5 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from napari_cellbrush.demo import run_demo
 
+    _check_folder(arguments.out)
     return run_demo(arguments.headless, arguments.out)

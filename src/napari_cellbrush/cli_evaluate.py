@@ -15,6 +15,9 @@ from napari_cellbrush.engine.annotation import whole_numbers
 from napari_cellbrush.engine.image_file import open_labels
 from napari_cellbrush.engine.metrics import average_precision, class_iou
 
+#: Entries of a file that have no mean.
+_NO_SCORES = ("prediction", "truth", "counts")
+
 
 def compare(prediction: str, truth: str, kind: str) -> dict[str, Any]:
     """Scores of one file.
@@ -25,7 +28,8 @@ def compare(prediction: str, truth: str, kind: str) -> dict[str, Any]:
         Files of the same shape.
     kind
         "classes": intersection over union of each class over the labelled pixels of the truth. "objects": average
-        precision TP / (TP + FP + FN) at intersections over union of 0.5, 0.75, and the mean of 0.5, 0.55 … 0.95.
+        precision TP / (TP + FP + FN) at intersections over union of 0.5, 0.75, and the mean of 0.5, 0.55 … 0.95;
+        and, as "counts", how many objects are found (TP), missed (FN) and extra (FP) at 0.5.
 
     Raises
     ------
@@ -40,10 +44,16 @@ def compare(prediction: str, truth: str, kind: str) -> dict[str, Any]:
 def mean_scores(files: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean over files of every score; of a class, over the files that have it."""
     means: dict[str, Any] = {}
-    for name in dict.fromkeys(name for file in files for name in file if name not in ("prediction", "truth")):
+    for name in dict.fromkeys(name for file in files for name in file if name not in _NO_SCORES):
         values = [file[name] for file in files if name in file]
         means[name] = mean_scores(values) if isinstance(values[0], dict) else _mean(values)
     return means
+
+
+def total_counts(files: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many objects are found, missed and extra in all files together; nothing where none are counted."""
+    counts = [file["counts"] for file in files if "counts" in file]
+    return {"counts": {name: sum(one[name] for one in counts) for name in counts[0]}} if counts else {}
 
 
 def _class_scores(prediction: NDArray[Any], truth: NDArray[Any]) -> dict[str, Any]:
@@ -60,7 +70,9 @@ def _object_scores(prediction: NDArray[Any], truth: NDArray[Any]) -> dict[str, A
     planes = np.ndindex(truth.shape[:-2])
     scores = reduce(add, (average_precision(prediction[plane], truth[plane]) for plane in planes))
     ap = dict(zip(scores.thresholds, scores.average_precision.tolist(), strict=True))
-    return {"ap_0.5": ap[0.5], "ap_0.75": ap[0.75], "ap_0.5_0.95": _mean(list(ap.values()))}
+    return {"ap_0.5": ap[0.5], "ap_0.75": ap[0.75], "ap_0.5_0.95": _mean(list(ap.values())),
+            "counts": {"found": int(scores.true_positives[0]), "missed": int(scores.false_negatives[0]),
+                       "extra": int(scores.false_positives[0])}}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from napari_cellbrush.cli_progress import FAILED, OK, answer, printable, tell
+from napari_cellbrush.errors import ModelFileError
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.model_file import ModelEntry
@@ -29,8 +30,8 @@ def list_models(_arguments: argparse.Namespace) -> int:
 def _row(entry: ModelEntry) -> tuple[str, ...]:
     card = entry.card
     cells = (entry.name, ", ".join(c.name for c in card.classes), "any" if card.any_channels else str(card.in_channels),
-             "" if card.score is None else f"{card.score:.3f}", card.created[:10],
-             "package" if entry.bundled else "you")
+             "–" if card.score is None else f"{card.score:.3f}",
+             card.created[:10] or ("built in" if entry.bundled else "–"), "package" if entry.bundled else "you")
     return tuple(printable(cell).replace("\n", " ")[:60] for cell in cells)
 
 
@@ -75,6 +76,9 @@ def export_model(arguments: argparse.Namespace) -> int:
     """Copy a model to a file and print that."""
     from napari_cellbrush.engine import model_file
 
+    if arguments.file.is_dir():
+        raise ModelFileError(f"{arguments.file} is a folder, a file is needed",
+                             f"Give it a name, for example {arguments.file / arguments.name}{model_file.SUFFIX}")
     answer(str(model_file.export_model(arguments.name, arguments.file)))
     return OK
 

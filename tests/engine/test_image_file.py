@@ -59,6 +59,48 @@ def test_colours_are_samples_or_channels_never_a_stack(tmp_path: Path, compressi
         np.testing.assert_array_equal(planes.read((), slice(2, 9), slice(0, 30)), RGB.transpose(2, 0, 1)[:, 2:9])
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize(("n_samples", "photometric", "extra", "n_channels"), [
+    (4, "rgb", "UNASSALPHA", 3), (4, "rgb", "ASSOCALPHA", 3), (4, "rgb", "UNSPECIFIED", 4),
+    (2, "minisblack", None, 2), (4, "minisblack", None, 4), (2, "minisblack", "UNASSALPHA", 1), (3, "rgb", None, 3)])
+def test_samples_are_channels_unless_the_file_says_alpha(
+    tmp_path: Path, compression: str | None, planar: bool, n_samples: int, photometric: str, extra: str | None,
+    n_channels: int
+) -> None:
+    samples = RANDOM.integers(0, 255, (n_samples, 20, 30)).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, samples if planar else np.moveaxis(samples, 0, -1), photometric=photometric,
+                     planarconfig="separate" if planar else "contig", extrasamples=[extra] if extra else None,
+                     compression=compression)
+    planes = open_image(path).planes
+    assert planes.n_channels == n_channels
+    np.testing.assert_array_equal(planes.read((), slice(0, 20), slice(0, 30)), samples[:n_channels])
+
+
+def test_a_file_of_several_images_says_that_the_first_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for height in (8, 10, 12):
+            tiff.write(np.ones((height, 9), np.uint8), metadata=None)
+    opened = open_image(path)
+    assert opened.planes.shape_yx == (8, 9)
+    assert [note.partition(",")[0] for note in opened.notes] == ["a.tif holds 3 images (series)"]
+    assert "shape (8, 9), is read" in opened.notes[0]
+
+
+def test_axes_that_contradict_the_file_are_noted_with_both(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "named.tif", STACK[0], metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "pages.tif", STACK[0], metadata=None)
+    tifffile.imwrite(tmp_path / "rgb.tif", RGB, photometric="rgb")
+    np.save(tmp_path / "a.npy", STACK[0])
+    assert open_image(tmp_path / "named.tif", "CYX").notes == (
+        "named.tif is read with the axes CYX, as you say, although it names its own ZYX",)
+    for name, axes in (("named.tif", "zyx"), ("named.tif", None), ("pages.tif", "CYX"), ("a.npy", "TYX"),
+                       ("rgb.tif", "YXC")):
+        assert open_image(tmp_path / name, axes).notes == ()
+
+
 def test_pages_without_a_word_are_a_stack(tmp_path: Path) -> None:
     path = tmp_path / "pages.tif"
     tifffile.imwrite(path, STACK[0], metadata=None)
@@ -196,6 +238,7 @@ def test_pictures_of_every_mode_open(tmp_path: Path, mode: str, axes: str) -> No
     (Image.fromarray(STACK[0, 0]) if mode == "I;16" else grey.convert(mode)).save(path)
     planes = open_image(path).planes
     assert planes.axes == axes
+    assert planes.n_channels == (3 if axes == "YXS" else 1)
     assert planes.shape_yx == (20, 30)
     if mode == "I;16":
         np.testing.assert_array_equal(planes.data, STACK[0, 0])

@@ -67,11 +67,31 @@ def test_planes_are_the_same_whatever_the_order_of_axes(axes: str, index: tuple[
     assert len(planes.indices()) == 6
 
 
-def test_transparency_is_no_channel() -> None:
-    image = np.random.default_rng(0).integers(0, 255, (4, 5, 4), dtype=np.uint8)
-    planes = Planes(image, "YXS")
-    assert planes.n_channels == 3
-    np.testing.assert_array_equal(planes.read((), slice(0, 4), slice(0, 5)), image[..., :3].transpose(2, 0, 1))
+@pytest.mark.parametrize(("n_samples", "alpha", "n_channels"), [
+    (4, None, 3), (3, None, 3), (2, None, 2), (5, None, 5), (4, False, 4), (4, True, 3), (2, True, 1), (1, True, 1)])
+@pytest.mark.parametrize("axes", ["YXS", "SYX"])
+def test_transparency_is_no_channel_and_everything_else_is_one(
+    axes: str, n_samples: int, alpha: bool | None, n_channels: int
+) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (n_samples, 4, 5), dtype=np.uint8)
+    planes = Planes(image if axes == "SYX" else np.moveaxis(image, 0, -1), axes, alpha=alpha)
+    assert planes.n_channels == n_channels
+    np.testing.assert_array_equal(planes.read((), slice(0, 4), slice(0, 5)), image[:n_channels])
+
+
+def test_four_channels_are_four_unless_the_last_is_said_to_be_alpha() -> None:
+    image = np.random.default_rng(0).random((4, 4, 5))
+    assert Planes(image, "CYX").n_channels == 4
+    assert Planes(image, "CYX", alpha=True).read((), slice(0, 4), slice(0, 5)).shape == (3, 4, 5)
+
+
+def test_looking_through_a_plane_finds_what_is_no_number_wherever_it_is() -> None:
+    image = np.zeros((2, 1030, 1100), np.float32)
+    image[1, 1029, 1099] = np.nan
+    planes = Planes(image, "ZYX")
+    planes.check((0,))
+    with pytest.raises(ImageError, match=r"plane \(1,\), near row 1024, column 1024"):
+        planes.check((1,))
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.float16, np.float64])

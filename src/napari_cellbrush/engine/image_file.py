@@ -52,15 +52,23 @@ class ImageFile:
     planes: Planes
     pixel_size: PixelSize
     path: Path
+    #: What a person should know about how the file was read, each a sentence without a full stop.
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What a file holds. ``axes`` is None where the file does not say."""
+    """What a file holds."""
 
     data: Any
+    #: None where there is no telling.
     axes: str | None
     pixel_size: PixelSize
+    #: Whether the file itself says what its axes are.
+    names_axes: bool = False
+    #: Whether the last colour sample is no colour; None where the file does not say.
+    alpha: bool | None = None
+    n_images: int = 1
 
 
 def open_image(path: Path | str, axes: str | None = None) -> ImageFile:
@@ -72,7 +80,7 @@ def open_image(path: Path | str, axes: str | None = None) -> ImageFile:
         TIFF (ImageJ, OME, tifffile or plain), a zarr or OME-Zarr folder, npy, PNG, JPEG or BMP.
     axes
         A letter of T, C, Z, Y, X, S per axis, for files that do not name them or name them wrongly. Pages of a TIFF
-        that says nothing about them are taken for a stack (Z).
+        that says nothing about them are taken for a stack (Z). Of a file with several images the first is read.
 
     Raises
     ------
@@ -87,9 +95,19 @@ def open_image(path: Path | str, axes: str | None = None) -> ImageFile:
                          "Name them (command line: --axes), for example ZYX for a stack, TYX for a time lapse, CYX "
                          "for channels")
     try:
-        return ImageFile(Planes(source.data, letters, name=path.name), source.pixel_size, path)
+        planes = Planes(source.data, letters, name=path.name, alpha=source.alpha)
     except ImageError as error:
         raise named(path, error) from error
+    return ImageFile(planes, source.pixel_size, path, tuple(_notes(path.name, source, planes)))
+
+
+def _notes(name: str, source: _Source, planes: Planes) -> Iterator[str]:
+    if source.n_images > 1:
+        yield (f"{name} holds {source.n_images} images (series), only the first, of shape {tuple(source.data.shape)}, "
+               "is read; to use another, save it as a file of its own")
+    own, taken = (source.axes or "").replace("S", "C"), planes.axes.replace("S", "C")
+    if source.names_axes and own != taken:
+        yield f"{name} is read with the axes {planes.axes}, as you say, although it names its own {source.axes}"
 
 
 def open_labels(path: Path | str, axes: str | None = None) -> Any:
@@ -176,7 +194,10 @@ def _open_tiff(path: Path) -> _Source:
         try:
             series = tiff.series[0]
             _check_claim(path, series)
-            source = _Source(_tiff_data(path, tiff, series), _tiff_axes(series.axes), _tiff_pixel_size(tiff, series))
+            axes = _tiff_axes(series.axes)
+            source = _Source(_tiff_data(path, tiff, series), axes, _tiff_pixel_size(tiff, series),
+                             names_axes=axes is not None and "I" not in series.axes, alpha=_tiff_alpha(series),
+                             n_images=len(tiff.series))
         except BaseException:
             tiff.close()
             raise
@@ -266,6 +287,10 @@ def _tiff_axes(axes: str) -> str | None:
     return axes if set(axes) <= set("TCZYXS") else None
 
 
+def _tiff_alpha(series: tifffile.TiffPageSeries) -> bool:
+    return "S" in series.axes and series.keyframe.extrasamples[-1:] in ((1,), (2,))
+
+
 def _tiff_pixel_size(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> PixelSize:
     if tiff.is_ome:
         return _ome_pixel_size(tiff.ome_metadata or "")
@@ -325,9 +350,9 @@ def _open_picture(path: Path, keep_palette: bool) -> _Source:
         with picture:
             plain = {"LA": "L", "P": "P" if keep_palette else "RGB"}.get(picture.mode, picture.mode)
             colours = plain not in {"1", "L", "P", "F"} and not plain.startswith("I")
-            plain = "RGB" if colours and plain != "RGBA" else plain
+            plain = "RGB" if colours else plain  # the alpha of RGBA is dropped
             data = np.asarray(picture if plain == picture.mode else picture.convert(plain))
-        return _Source(data, "YXS" if colours else "YX", PixelSize(1.0, 1.0))
+        return _Source(data, "YXS" if colours else "YX", PixelSize(1.0, 1.0), names_axes=True)
 
 
 def _open_zarr(path: Path) -> _Source:
@@ -344,7 +369,7 @@ def _open_zarr(path: Path) -> _Source:
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscales[0].get("axes", "tczyx")]
         letters = "".join(str(axis["name"]).upper() for axis in axes)
         data = _Guarded(path, "zarr", node[largest["path"]])
-        return _Source(data, letters, _zarr_pixel_size(largest, axes))
+        return _Source(data, letters, _zarr_pixel_size(largest, axes), names_axes=True)
 
 
 def _zarr_pixel_size(dataset: dict[str, Any], axes: list[dict[str, Any]]) -> PixelSize:

@@ -28,6 +28,8 @@ SAMPLE_PIXELS = 2048**2
 SAMPLE_VALUES = 4 * SAMPLE_PIXELS
 #: Side of the windows of which a large image's sample is made.
 SAMPLE_WINDOW = 256
+#: Side of the windows in which a plane is looked through.
+CHECK_WINDOW = 1024
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Planes:
         One letter of TCZYXS per axis of ``data``.
     name
         For messages.
+    alpha
+        Whether the last sample (S or C) says how opaque a pixel is drawn, which says nothing about the cell and is
+        never read. If not given, four colour samples (S) are taken for RGBA.
 
     Raises
     ------
@@ -65,7 +70,7 @@ class Planes:
         If axes and shape do not fit, the image is empty, or its type holds no plain numbers.
     """
 
-    def __init__(self, data: Any, axes: str, name: str = "image") -> None:
+    def __init__(self, data: Any, axes: str, name: str = "image", *, alpha: bool | None = None) -> None:
         self.data = data
         self.name = name
         self.axes = check_axes(axes, data.shape)
@@ -78,9 +83,9 @@ class Planes:
         self.stack_axes = "".join(letter for letter in self.axes if letter in "TZ")
         self.stack_shape: tuple[int, ...] = tuple(int(sizes[letter]) for letter in self.stack_axes)
         self.shape_yx: tuple[int, int] = (int(sizes["Y"]), int(sizes["X"]))
-        # The alpha of RGBA says how opaque a pixel is drawn, nothing about the cell.
-        samples = sizes.get("S", 1)
-        self.n_channels = int(sizes["C"]) if "C" in sizes else (samples - 1 if samples in (2, 4) else samples)
+        n_samples = int(sizes.get("C", sizes.get("S", 1)))
+        is_rgba = sizes.get("S") == 4 if alpha is None else alpha and n_samples > 1
+        self.n_channels = n_samples - 1 if is_rgba else n_samples
         self._lock = threading.Lock()
         self._normalisation: Normalisation | None = None
 
@@ -102,7 +107,7 @@ class Planes:
             If the window holds NaN or infinite values, or values beyond the range of float32.
         """
         place: dict[str, Any] = dict(zip(self.stack_axes, index, strict=True))
-        place |= {"Y": rows, "X": columns, "C": slice(None), "S": slice(0, self.n_channels)}
+        place |= {"Y": rows, "X": columns, "C": slice(self.n_channels), "S": slice(self.n_channels)}
         try:
             raw = np.asarray(self.data[tuple(place[letter] for letter in self.axes)])
         except OSError as error:
@@ -120,6 +125,19 @@ class Planes:
             raise ImageError(f"The image '{self.name}' holds NaN or infinite values (plane {index}, near row "
                              f"{rows.start}, column {columns.start})", "Replace them with numbers, for example by 0")
         return window
+
+    def check(self, index: tuple[int, ...]) -> None:
+        """Read a whole plane once, window by window, to find now what could not be read later.
+
+        Raises
+        ------
+        ImageError
+            As :meth:`read` does.
+        """
+        for top in range(0, self.shape_yx[0], CHECK_WINDOW):
+            for left in range(0, self.shape_yx[1], CHECK_WINDOW):
+                self.read(index, *(slice(start, min(start + CHECK_WINDOW, length))
+                                   for start, length in zip((top, left), self.shape_yx, strict=True)))
 
     def read_mirrored(self, index: tuple[int, ...], top: int, left: int, height: int,
                       width: int) -> NDArray[np.float32]:
