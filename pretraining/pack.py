@@ -1,9 +1,10 @@
-"""Pack training images and their class targets into one small file, so that training needs nothing else.
+"""Pack training images and their truth into one small file, so that training needs nothing else.
 
     python pretraining/pack.py --data FOLDER --out pretraining.npz
 
 Reads ``FOLDER/splits.json`` and takes ``train`` images alone. Images are normalised as the plugin does it and
-kept as bytes; targets are background / cell / boundary (1, 2, 3) with 0 where the truth is silent.
+kept as bytes. Images of large objects are reduced until their median object is as large as the network is to see
+it; smaller ones are enlarged only while training, because enlarged ones would not fit the file.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+from skimage.measure import label
+from skimage.transform import resize
 
-from napari_cellbrush.engine.annotation import objects_to_classes
 from napari_cellbrush.engine.planes import Planes
 
 #: Bytes keep the normalised range [-1, 1.55] in steps of 0.01; augmentation noise is coarser.
 STEPS_PER_UNIT = 100
+#: Median diameter of the objects, in pixels, as the network sees them.
+DIAMETER_PX = 24.0
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,10 @@ SETS = {
     "dsb2018_histology": ImageSet("YXS"),
     "dsb2018_brightfield": ImageSet("YX"),
     "bbbc039_nuclei_dev": ImageSet("YX", every=2),
-    "usiigaci_phase": ImageSet("YX", every=3),
+    "usiigaci_phase": ImageSet("YX"),
     "axondeepseg_sem": ImageSet("YX", truth="axons"),
     "baby_yeast_5z": ImageSet("CYX"),
-    "fib25_em_3d": ImageSet("ZYX", every=1, dense=True),
+    "fib25_em_3d": ImageSet("ZYX", dense=True),
 }
 #: Take every n-th plane of a volume.
 PLANE_STEP = 10
@@ -59,18 +63,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     splits = json.loads((arguments.data / "splits.json").read_text())
-    arrays: dict[str, NDArray[np.uint8]] = {}
+    arrays: dict[str, NDArray[np.generic]] = {}
     for name, image_set in SETS.items():
         for number, stem in enumerate(splits[name]["train"][:: image_set.every]):
-            for plane, (image, target) in enumerate(read(arguments.data / name, stem, image_set)):
-                arrays[f"{name}/{number:04d}-{plane:03d}/image"] = image
-                arrays[f"{name}/{number:04d}-{plane:03d}/target"] = target
+            for plane, (image, truth, diameter) in enumerate(read(arguments.data / name, stem, image_set)):
+                key = f"{name}/{number:04d}-{plane:03d}"
+                arrays |= {f"{key}/image": image, f"{key}/truth": truth, f"{key}/diameter": np.float32(diameter)}
     np.savez_compressed(arguments.out, **arrays)
-    print(f"{arguments.out}: {len(arrays) // 2} planes, {arguments.out.stat().st_size / 2**20:.1f} MiB")
+    print(f"{arguments.out}: {len(arrays) // 3} planes, {arguments.out.stat().st_size / 2**20:.1f} MiB")
 
 
-def read(folder: Path, stem: str, image_set: ImageSet) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Planes CYX of bytes with their targets YX."""
+def read(folder: Path, stem: str, image_set: ImageSet) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint16], float]]:
+    """Planes CYX of bytes, their truth YX and the median diameter of their objects in pixels.
+
+    Truth is 0 where nobody knows, 1 for background, and 2 + object number; for axons 1 … 3 are classes.
+    """
     pixels = tifffile.imread(folder / "images" / f"{stem}.tif")
     masks = tifffile.imread(folder / "masks" / f"{stem}.tif")
     axes = image_set.axes if pixels.ndim == len(image_set.axes) else "T" + image_set.axes
@@ -79,7 +86,34 @@ def read(folder: Path, stem: str, image_set: ImageSet) -> Iterator[tuple[NDArray
     for index in planes.indices()[::step]:
         rows, columns = (slice(0, size) for size in planes.shape_yx)
         image = planes.normalisation().apply(planes.read(index, rows, columns))
-        yield to_bytes(image), targets(masks[index] if index else masks, image_set)
+        mask = masks[index] if index else masks
+        objects = label(mask == 2) if image_set.truth == "axons" else mask
+        diameter = median_diameter(objects)
+        if image_set.truth == "axons":
+            # Myelin is what keeps axons apart.
+            truth = np.array([1, 3, 2], np.uint16)[mask]
+        else:
+            numbers = np.unique(mask, return_inverse=True)[1].reshape(mask.shape) + int(mask.min() > 0)
+            truth = (numbers + 1).astype(np.uint16)
+            if image_set.dense:
+                truth[mask == 0] = 0
+        yield *reduced(image, truth, min(1.0, DIAMETER_PX / diameter)), min(diameter, DIAMETER_PX)
+
+
+def median_diameter(objects: NDArray[np.integer]) -> float:
+    """Of circles with the objects' areas, in pixels; the wanted one where there are no objects."""
+    areas = np.bincount(objects.ravel())[1:]
+    return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else DIAMETER_PX
+
+
+def reduced(image: NDArray[np.float32], truth: NDArray[np.uint16],
+            scale: float) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """Both made smaller, the image without aliasing and as bytes."""
+    if scale < 1:
+        shape = tuple(max(1, round(size * scale)) for size in truth.shape)
+        image = resize(image, (len(image), *shape), order=1, anti_aliasing=True).astype(np.float32)
+        truth = resize(truth, shape, order=0, anti_aliasing=False, preserve_range=True).astype(np.uint16)
+    return to_bytes(image), truth
 
 
 def to_bytes(image: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -90,14 +124,6 @@ def to_bytes(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 def from_bytes(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Normalised values of bytes."""
     return image.astype(np.float32) / STEPS_PER_UNIT - 1
-
-
-def targets(mask: NDArray[np.integer], image_set: ImageSet) -> NDArray[np.uint8]:
-    """Background 1, cell 2, boundary 3."""
-    if image_set.truth == "axons":
-        # Myelin is what keeps axons apart.
-        return np.array([1, 3, 2], np.uint8)[mask]
-    return objects_to_classes(mask, ignore_value=0 if image_set.dense else None)
 
 
 if __name__ == "__main__":

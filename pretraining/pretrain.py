@@ -3,7 +3,12 @@
     python pretraining/pretrain.py --data pretraining.npz --out RUN_FOLDER [--steps N] [--resume]
 
 Deterministic by seed on one device, resumable, and it writes its curve to ``RUN_FOLDER/curve.csv``. The same
-network, augmentation and loss as in the plugin; a GPU is used where there is one.
+network, augmentation and loss as in the plugin; a GPU is used where there is one. ``--start FILE`` goes on from
+an earlier release's weights. The rate is constant until the last quarter of the steps, so a run can be made longer
+until then and is still the run it would have been.
+
+An unpadded network answers a third of what it reads. Convolutions are therefore padded at first, which triples what
+a step learns from; the last steps are unpadded, as the network will be used.
 """
 
 from __future__ import annotations
@@ -14,28 +19,44 @@ import csv
 import math
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pack import from_bytes
-from torch import Tensor
+from pack import DIAMETER_PX, from_bytes
+from torch import Tensor, nn
+from torch.nn import functional
 
 from napari_cellbrush.config import DEFAULT_CLASSES, AugmentationConfig, NetworkConfig
 from napari_cellbrush.engine import augment
+from napari_cellbrush.engine.annotation import objects_to_classes
 from napari_cellbrush.engine.device import Device, autocast, choose_device
 from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.model import Model, ModelCard, build_network
-from napari_cellbrush.engine.model_file import save_model
+from napari_cellbrush.engine.model_file import read_model, save_model
 from napari_cellbrush.engine.unet import UNet
 
 #: How often each set is drawn: wide domains and many-sided sets more often than many like images.
-SHARES = {"dsb2018_fluo": 0.28, "dsb2018_histology": 0.17, "dsb2018_brightfield": 0.08, "bbbc039_nuclei_dev": 0.13,
+SHARES = {"dsb2018_fluo": 0.30, "dsb2018_histology": 0.17, "dsb2018_brightfield": 0.08, "bbbc039_nuclei_dev": 0.11,
           "usiigaci_phase": 0.13, "axondeepseg_sem": 0.07, "baby_yeast_5z": 0.09, "fib25_em_3d": 0.05}
-AUGMENTATION = AugmentationConfig(scale_range=0.4, gain=0.3, offset=0.15, gamma=0.4, noise=0.08, blur_px=1.5)
-#: Boundaries are a few pixels thin: weigh them up, but less than to equality, or they would swallow small cells.
-CLASS_WEIGHTS = torch.tensor([0.0, 1.0, 1.0, 3.0])
+AUGMENTATION = AugmentationConfig(scale_range=0, gain=0.3, offset=0.15, gamma=0.4, noise=0.06, blur_px=1.2)
+#: Objects are shown at the size the network is to see them, times 2 to the power of a number up to this.
+OCTAVES = 0.75
+#: Images of tiny objects are not enlarged beyond this.
+MOST_ENLARGED = 3.0
+#: Share of patches around a random object rather than a random pixel: some images are nearly empty.
+ON_OBJECTS = 0.7
+#: Boundaries are thin: weigh them up, but less than to equality, or they would swallow small cells.
+CLASS_WEIGHTS = torch.tensor([0.0, 1.0, 1.0, 1.5])
+#: Share of the steps, at the end, in which the rate falls.
+COOLING = 0.25
+#: Share of the steps, at the end, without padding.
+UNPADDED = 0.1
+#: Side of patches with padding, a multiple of the network's stride, and without, a valid input size; and how many.
+PADDED_PATCHES = (256, 5)
+UNPADDED_PATCHES = (444, 3)
 INVERT = 0.25
 DESCRIPTION = (
     "Background / cell / boundary for nuclei in fluorescence, stained tissue and bright field, phase-contrast "
@@ -44,35 +65,60 @@ DESCRIPTION = (
     "(CC BY). Weights: BSD-3-Clause.")
 
 
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One packed image, CYX bytes, with its truth YX and the median diameter of its objects in pixels."""
+
+    image: NDArray[np.uint8]
+    truth: NDArray[np.uint16]
+    diameter: float
+
+
 class Images:
     """All packed planes in memory, drawn set by set."""
 
     def __init__(self, path: Path, seed: int) -> None:
         packed = np.load(path, allow_pickle=False)
-        self._planes: dict[str, list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]] = defaultdict(list)
-        for key in sorted(key for key in packed.files if key.endswith("/image")):
-            self._planes[key.split("/")[0]].append((packed[key], packed[key.removesuffix("image") + "target"]))
+        self._planes: dict[str, list[Plane]] = defaultdict(list)
+        for key in sorted(key.removesuffix("/image") for key in packed.files if key.endswith("/image")):
+            plane = Plane(packed[f"{key}/image"], packed[f"{key}/truth"], float(packed[f"{key}/diameter"]))
+            self._planes[key.split("/")[0]].append(plane)
         self._seed = seed
 
-    def batch(self, step: int, n: int, size: int) -> tuple[Tensor, Tensor]:
-        """Source windows B1YX float32 and targets BYX uint8; the same ones whenever the step is run."""
-        self.random = np.random.default_rng([self._seed, step])
-        names = self.random.choice(list(SHARES), size=n, p=np.array(list(SHARES.values())))
-        windows = [self._window(self._planes[str(name)], size) for name in names]
-        images, targets = (np.stack(part) for part in zip(*windows, strict=True))
-        return torch.from_numpy(images), torch.from_numpy(targets)
+    def batch(self, step: int, n: int, size: int) -> tuple[Tensor, Tensor, list[bool]]:
+        """Source windows B1YX float32, their truth BYX, and whose truth is classes rather than objects.
 
-    def _window(self, planes: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
-                size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        image, target = planes[self.random.integers(len(planes))]
-        height, width = target.shape
-        row, column = self.random.integers(height), self.random.integers(width)
-        rows, columns = _reach(row, height, size), _reach(column, width, size)
-        grey = self._grey(from_bytes(image[:, _mirror(rows, height)[:, None], _mirror(columns, width)]))
-        inside = np.zeros((size, size), np.uint8)
+        The same ones whenever the step is run.
+        """
+        self.random = np.random.default_rng([self._seed, step])
+        names = [str(name) for name in self.random.choice(list(SHARES), size=n, p=np.array(list(SHARES.values())))]
+        windows = [self._window(self._planes[name], size) for name in names]
+        images, truths = (torch.stack(part) for part in zip(*windows, strict=True))
+        return images, truths, [name == "axondeepseg_sem" for name in names]
+
+    def _window(self, planes: list[Plane], size: int) -> tuple[Tensor, Tensor]:
+        plane = planes[self.random.integers(len(planes))]
+        enlarged = min(DIAMETER_PX / plane.diameter * 2 ** self.random.uniform(-OCTAVES, OCTAVES), MOST_ENLARGED)
+        side = max(2, round(size / enlarged))
+        row, column = self._centre(plane.truth)
+        height, width = plane.truth.shape
+        rows, columns = _reach(row, side), _reach(column, side)
+        grey = self._grey(from_bytes(plane.image[:, _mirror(rows, height)[:, None], _mirror(columns, width)]))
+        truth = np.zeros((side, side), np.float32)
         here = np.ix_((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
-        inside[here] = target[np.ix_(rows[(rows >= 0) & (rows < height)], columns[(columns >= 0) & (columns < width)])]
-        return grey[None], inside
+        truth[here] = plane.truth[np.ix_(rows[(rows >= 0) & (rows < height)],
+                                         columns[(columns >= 0) & (columns < width)])]
+        image = functional.interpolate(torch.from_numpy(grey)[None, None], size=(size, size), mode="bilinear",
+                                       antialias=enlarged < 1, align_corners=False)[0]
+        return image, functional.interpolate(torch.from_numpy(truth)[None, None], size=(size, size),
+                                             mode="nearest-exact")[0, 0]
+
+    def _centre(self, truth: NDArray[np.uint16]) -> tuple[int, int]:
+        if self.random.random() < ON_OBJECTS and truth.max() > 1:
+            places = np.flatnonzero(truth == self.random.choice(np.unique(truth[truth > 1])))
+            row, column = divmod(int(self.random.choice(places)), truth.shape[1])
+            return row, column
+        return int(self.random.integers(truth.shape[0])), int(self.random.integers(truth.shape[1]))
 
     def _grey(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """One random mixture of the channels, near their mean; sometimes inverted."""
@@ -81,8 +127,8 @@ class Images:
         return -grey if self.random.random() < INVERT else grey
 
 
-def _reach(centre: int, length: int, size: int) -> NDArray[np.int64]:
-    return np.arange(size) + centre - size // 2
+def _reach(centre: int, length: int) -> NDArray[np.int64]:
+    return np.arange(length) + centre - length // 2
 
 
 def _mirror(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
@@ -99,7 +145,10 @@ def main() -> None:
     device = choose_device()
     card = ModelCard(name="cells", classes=DEFAULT_CLASSES, in_channels=1, any_channels=True,
                      network=NetworkConfig(base_filters=arguments.base_filters), description=DESCRIPTION)
-    network = build_network(card).to(device.torch_device, memory_format=torch.channels_last)
+    start = read_model(arguments.start) if arguments.start else None
+    n_before = start.card.n_steps if start else 0
+    network = start.network if start else build_network(card)
+    network.to(device.torch_device, memory_format=torch.channels_last)
     mean = copy.deepcopy(network).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)
     images = Images(arguments.data, arguments.seed)
@@ -115,23 +164,23 @@ def main() -> None:
         for group in optimiser.param_groups:
             group["lr"] = arguments.rate * _rate_factor(step, arguments.steps)
         recent.append(_step(network, optimiser, _batch(images, step, arguments, network, device), device))
-        _average(mean, network, min(0.998, (step + 1) / (step + 10)))
-        if (step + 1) % 100 == 0:
+        _average(mean, network, min(0.995, (step + 1) / (step + 10)))
+        if (step + 1) % 50 == 0:
             _log(arguments.out / "curve.csv", step + 1, float(np.mean(recent)), time.perf_counter() - began)
             recent.clear()
-        if (step + 1) % 500 == 0 or step + 1 == arguments.steps:
+        if (step + 1) % 200 == 0 or step + 1 == arguments.steps:
             torch.save({"network": network.state_dict(), "mean": mean.state_dict(),
                         "optimiser": optimiser.state_dict(), "step": step + 1}, checkpoint)
-            _export(mean, card.replace(n_steps=step + 1), arguments.out / "cells.safetensors")
+            _export(mean, card.replace(n_steps=n_before + step + 1), arguments.out / "cells.safetensors")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="earlier weights to go on from")
     parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--patch", type=int, default=380)
+    parser.add_argument("--larger-batch", type=int, default=1, metavar="N", help="N times as many patches a step")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--base-filters", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
@@ -141,14 +190,34 @@ def _arguments() -> argparse.Namespace:
 
 def _batch(images: Images, step: int, arguments: argparse.Namespace, network: UNet,
            device: Device) -> tuple[Tensor, Tensor]:
+    """Patches B1HW and targets Bhw; sets the network's padding to what fits them."""
+    padded = step < (1 - UNPADDED) * arguments.steps
+    size, n = PADDED_PATCHES if padded else UNPADDED_PATCHES
+    _set_padding(network, 1 if padded else 0)
     random = torch.Generator().manual_seed(arguments.seed + 1_000_003 * step)
-    source = augment.source_size(AUGMENTATION, arguments.patch)
-    pixels, targets = images.batch(step, arguments.batch, source)
-    drawn = augment.draw(AUGMENTATION, len(pixels), arguments.patch, random)
-    output = network.geometry.output_size(arguments.patch)
-    pixels, targets = augment.apply(drawn, pixels.to(device.torch_device), targets.to(device.torch_device),
-                                    arguments.patch, output)
-    return pixels.to(memory_format=torch.channels_last), targets
+    source = augment.source_size(AUGMENTATION, size)
+    pixels, truths, are_classes = images.batch(step, n * arguments.larger_batch, source)
+    drawn = augment.draw(AUGMENTATION, len(pixels), size, random)
+    pixels, truths = augment.apply(drawn, pixels.to(device.torch_device), truths.to(device.torch_device), size,
+                                   size if padded else network.geometry.output_size(size))
+    # Boundaries are drawn last, so that they are equally thick however much the image was enlarged.
+    targets = [torch.from_numpy(_targets(truth, is_classes))
+               for truth, is_classes in zip(truths.cpu().numpy(), are_classes, strict=True)]
+    return pixels.to(memory_format=torch.channels_last), torch.stack(targets).to(device.torch_device)
+
+
+def _set_padding(network: UNet, padding: int) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.padding = (padding, padding)
+
+
+def _targets(truth: NDArray[np.int64], is_classes: bool) -> NDArray[np.int64]:
+    """Background 1, cell 2, boundary 3, and 0 where the truth is silent."""
+    if is_classes:
+        return truth
+    classes = objects_to_classes(np.maximum(truth - 1, 0)).astype(np.int64)
+    return np.where(truth == 0, 0, classes)
 
 
 def _step(network: UNet, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], device: Device) -> float:
@@ -175,9 +244,10 @@ def _average(mean: UNet, network: UNet, keep: float) -> None:
 
 
 def _rate_factor(step: int, n_steps: int) -> float:
-    if step < 100:
-        return (step + 1) / 100
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - 100) / max(1, n_steps - 100)))
+    """Warm-up, constant, then falling like 1 − √progress (Hägele et al. 2024)."""
+    cooling = max(1, round(COOLING * n_steps))
+    progress = max(0.0, (step - (n_steps - cooling)) / cooling)
+    return min(1.0, (step + 1) / 100) * max(0.01, 1 - math.sqrt(progress))
 
 
 def _log(path: Path, step: int, loss: float, seconds: float) -> None:

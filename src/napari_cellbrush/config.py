@@ -147,6 +147,9 @@ class TrainingConfig(Settings):
                                   advanced=False, gt=0, le=1440)
     max_steps: int = _setting(150, "Steps", "Stop after this many optimiser steps, with the best model so far.",
                               advanced=False, ge=1, le=1_000_000)
+    diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the painted objects, in image pixels, "
+                                  "by which images are rescaled for the base; 0 measures it.", unit="px",
+                                  advanced=False, ge=0, le=2000)
     learning_rate: float = _setting(5e-4, "Learning rate", "Largest step size, reached after the warm-up.",
                                     ge=1e-5, le=3e-3)
     optimiser: OptimiserName = _setting("adamw", "Optimiser", "adamw, adam, or sgd as in the 2015 paper.")
@@ -179,13 +182,34 @@ class TrainingConfig(Settings):
 
 
 class InferenceConfig(Settings):
-    """How a model is run over an image. Only the smallest object changes the result beyond rounding."""
+    """How a model is run over an image. Object diameter and smallest object change the result, the rest rounding."""
 
     tile_size_px: int = _setting(0, "Tile size", "Side of the square the network reads at once; 0 chooses one that "
                                  "fits the free memory.", unit="px", ge=0, le=8192)
     precision: Precision = _setting("auto", "Precision", "auto: half precision where the device is faster with it.")
+    diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the objects to find, in image pixels, "
+                                  "by which images are rescaled for the model; 0 uses what the model was tuned on, "
+                                  "or measures it.", unit="px", advanced=False, ge=0, le=2000)
     min_object_px: int = _setting(16, "Smallest object", "Objects with fewer pixels are left out.", unit="px",
                                   advanced=False, ge=0, le=10_000_000)
+
+
+class ObjectsConfig(Settings):
+    """How objects are found in class probabilities. A pixel's score is P(cell) minus P(boundary), after smoothing."""
+
+    smoothing_px: float = _setting(2.0, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
+                                   "and with them outlines; 0 leaves them as they are.", unit="px", ge=0, le=20)
+    seed_score: float = _setting(0.5, "Seeds from", "Connected pixels with at least this score are the start of one "
+                                 "object; higher splits more.", gt=0, lt=1)
+    neck_px: float = _setting(0.0, "Cut necks", "The score falls towards the rim over this distance, which parts cells "
+                              "joined by a narrower neck, as models without a boundary class need; 0 leaves it as it is.",
+                              unit="px", ge=0, le=200)
+    max_hole_px: int = _setting(20, "Fill holes", "Holes of one object up to this wide and high are filled.", unit="px",
+                                ge=0, le=1000)
+    min_object_px: int = _setting(16, "Smallest object", "Objects with fewer pixels are left out.", unit="px",
+                                  advanced=False, ge=0, le=10_000_000)
+    clear_border: bool = _setting(False, "Clear border", "Leave out objects that touch the image's border.",
+                                  advanced=False)
 
 
 def load_config(path: Path) -> TrainingConfig:

@@ -68,6 +68,10 @@ class TrainingStarted:
     no_score_reason: str
     #: The base model's score on the held-out pixels, in [0, 1]; None where it cannot be measured.
     base_score: float | None
+    #: Diameter of the objects, in image pixels, that the run goes by; None for a base that works at any scale.
+    diameter_px: float | None = None
+    #: Network pixels per image pixel.
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

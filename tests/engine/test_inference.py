@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, NetworkConfig, classes_from_names
-from napari_cellbrush.engine import inference
+from napari_cellbrush.engine import inference, predictor
 from napari_cellbrush.engine.device import Device, choose_device
 from napari_cellbrush.engine.inference import segment_array, segment_planes
 from napari_cellbrush.engine.model import Model, ModelCard, new_model
@@ -124,13 +124,13 @@ def test_features_beyond_the_range_of_float16_are_computed_in_float32() -> None:
 def test_without_the_fused_operators_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = image(150, 140)
     expected = probabilities(MODEL, pixels, 200)
-    monkeypatch.setattr(inference, "fused_unet_works", lambda dtype: False)
+    monkeypatch.setattr(predictor, "fused_unet_works", lambda dtype: False)
     np.testing.assert_allclose(probabilities(MODEL, pixels, 200), expected, atol=1e-4)
 
 
 def test_without_the_fused_operators_a_cpu_computes_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain ones add up bfloat16 in an order that depends on the tile."""
-    monkeypatch.setattr(inference, "fused_unet_works", lambda dtype: False)
+    monkeypatch.setattr(predictor, "fused_unet_works", lambda dtype: False)
     run = segment_planes(MODEL, Planes(image(60, 50), "YX"), device=replace(CPU, half=torch.bfloat16))
     assert next(run).precision == "float32"
 

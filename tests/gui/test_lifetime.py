@@ -164,7 +164,8 @@ def test_a_window_closed_in_mid_run_ends_its_process_quickly_and_quietly(moment,
     found = subprocess.run([sys.executable, str(script), moment], capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
     seconds = float(found.stdout.split()[-1])
-    assert seconds < 3
+    # A second on an idle machine; tests share theirs with others, so this only tells quick from hanging.
+    assert seconds < 20
     for noise in ("Traceback", "deleted", "Destroyed while", "QThread", "terminate"):
         assert noise not in found.stderr, found.stderr
 

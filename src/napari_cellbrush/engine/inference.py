@@ -6,28 +6,27 @@ are aligned to the network's poolings, read true context beyond their borders, a
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from napari_cellbrush.config import InferenceConfig, OutputKind
 from napari_cellbrush.engine.device import Device, choose_device, free_memory, is_out_of_memory
-from napari_cellbrush.engine.fused_unet import FusedUNet, fused_unet_works
+from napari_cellbrush.engine.diameter import object_diameter
 from napari_cellbrush.engine.geometry import UNetGeometry
-from napari_cellbrush.engine.model import Model, class_logits
+from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.objects import objects_from_classes
-from napari_cellbrush.engine.planes import Normalisation, Planes
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.predictor import TilePredictor, precision_of
+from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.tiling import Tile, plan_tiles
-from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import OutOfMemory
 from napari_cellbrush.events import (
     InferenceEvent,
@@ -49,69 +48,7 @@ _LIVE_MAPS = 7
 #: Halving stops at tiles that answer fewer strides than this: almost all their work would be margin.
 _SMALLEST_STRIDES = 2
 
-
-class TilePredictor:
-    """A model made ready to run on one device: batch norm folded, right precision and memory layout."""
-
-    def __init__(self, model: Model, normalisation: Normalisation, device: Device, config: InferenceConfig) -> None:
-        self._folded = model.network.folded()
-        self._normalisation = normalisation
-        self._device = device
-        self._load(_precision(config, device))
-
-    def _load(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._network = _network_on(self._device, self._folded, dtype)
-        self.precision = str(dtype).removeprefix("torch.")
-
-    @torch.inference_mode()
-    def predict(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Class probabilities KYX float32 of a raw window CYX of a valid size, without its margins."""
-        image = torch.from_numpy(self._normalisation.apply(window))[None]
-        logits = self._logits(image)
-        if self._dtype == torch.float16 and not bool(logits.isfinite().all()):
-            # Features beyond 65,504 do not fit: a model like that runs in full precision from here on.
-            self._load(torch.float32)
-            logits = self._logits(image)
-        probabilities: NDArray[np.float32] = logits.float().softmax(dim=1)[0].contiguous().cpu().numpy()
-        return probabilities
-
-    def _logits(self, image: Tensor) -> Tensor:
-        image = image.to(self._device.torch_device, self._dtype)
-        if self._device.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        with _exact_products(self._device, self._dtype):
-            return class_logits(self._network(image))
-
-
-def _precision(config: InferenceConfig, device: Device) -> torch.dtype:
-    """What weights and features are kept in.
-
-    On CUDA float16 is as fast as bfloat16 and rounds eight times finer, so that fewer pixels depend on their tile;
-    its small range matters to gradients rather than to the features of a trained network. On a CPU bfloat16 gives
-    every pixel the same bits in every tile only with the fused operators.
-    """
-    if config.precision == "float32" or device.half is None:
-        return torch.float32
-    if device.kind == "cuda":
-        return torch.float16
-    return device.half if device.half != torch.bfloat16 or fused_unet_works(device.half) else torch.float32
-
-
-def _network_on(device: Device, folded: UNet, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    if device.kind == "cpu" and device.channels_last and fused_unet_works(dtype):
-        return FusedUNet(folded, dtype)
-    network = copy.deepcopy(folded).to(device.torch_device, dtype)
-    if device.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
-    return network
-
-
-def _exact_products(device: Device, dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
-    """By default cuDNN rounds the factors of float32 products to 10 bits (TF32); float32 shall mean float32."""
-    if device.kind == "cuda" and dtype == torch.float32:
-        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    return contextlib.nullcontext()
+Region = tuple[slice, slice]
 
 
 def segment_planes(
@@ -164,17 +101,20 @@ def segment_planes(
     config, device, stop = config or InferenceConfig(), device or choose_device(), stop or StopToken()
     model = model.for_channels(planes.n_channels)
     geometry = model.network.geometry
+    diameter = object_diameter(model, [planes], config.diameter_px, device)
+    source = Resampled(planes, model.card.scale_for(diameter))
     rows, columns = region or (slice(None), slice(None))
     # A view may reach beyond the image.
     region = slice(*rows.indices(planes.shape_yx[0])), slice(*columns.indices(planes.shape_yx[1]))
+    plan = partial(_plan, source, region, geometry, centre)
     predictor = TilePredictor(model, planes.normalisation(), device, config)
-    tiles = plan_tiles(region, geometry, tile_size(config, model, device), centre)
+    tiles = plan(source.network_window(*region), tile_size(config, model, device))
     queue = deque((index, tile) for index in (planes.indices() if indices is None else indices) for tile in tiles)
-    yield InferenceStarted(device.name, predictor.precision, len(queue), _side(tiles))
+    yield InferenceStarted(device.name, predictor.precision, len(queue), _side(tiles), diameter, source.scale)
 
     began = time.perf_counter()
     n_done = 0
-    with _ReadAhead(planes) as reader:
+    with _ReadAhead(source) as reader:
         while queue and not stop.stopped:
             (index, tile), following = queue[0], queue[1] if len(queue) > 1 else None
             try:
@@ -183,14 +123,15 @@ def segment_planes(
                 if not is_out_of_memory(error):
                     raise
                 size = _halved(_side([tile]), geometry, device, error)
-                queue = deque((i, small) for i, large in queue
-                              for small in plan_tiles((large.rows, large.columns), geometry, size, centre))
+                queue = deque((i, small) for i, large in queue for small in plan((large.rows, large.columns), size))
                 yield TileSizeReduced(size, n_done + len(queue))
                 continue
             queue.popleft()
             n_done += 1
             elapsed = time.perf_counter() - began
-            yield _segmented(index, tile, geometry, probabilities, (n_done, n_done + len(queue)), elapsed)
+            progress = (n_done, n_done + len(queue))
+            answered = _answered(source, region, geometry, tile, probabilities)
+            yield _segmented(index, answered, progress, elapsed)
     return not queue
 
 
@@ -245,7 +186,7 @@ def tile_size(config: InferenceConfig, model: Model, device: Device) -> int:
     geometry = model.network.geometry
     if config.tile_size_px:
         return max(config.tile_size_px, _smallest(geometry))
-    bytes_per_pixel = _LIVE_MAPS * model.network.base_filters * _precision(config, device).itemsize
+    bytes_per_pixel = _LIVE_MAPS * model.network.base_filters * precision_of(config, device).itemsize
     fitting = int((_MEMORY_SHARE * free_memory(device) / bytes_per_pixel) ** 0.5)
     return max(min(geometry.input_size_for(_AUTO_OUTPUT[device.kind]), fitting), _smallest(geometry))
 
@@ -273,7 +214,7 @@ _Job = tuple[tuple[int, ...], Tile]
 class _ReadAhead:
     """Reads the next window in a thread of its own while the device works on this one."""
 
-    def __init__(self, planes: Planes) -> None:
+    def __init__(self, planes: Resampled) -> None:
         self._planes = planes
         self._thread = ThreadPoolExecutor(1, "cellbrush-read")
         self._coming: tuple[_Job, Future[NDArray[np.float32]]] | None = None
@@ -296,15 +237,41 @@ class _ReadAhead:
         return self._thread.submit(self._planes.read_mirrored, index, tile.top, tile.left, tile.height, tile.width)
 
 
-def _segmented(index: tuple[int, ...], tile: Tile, geometry: UNetGeometry, probabilities: NDArray[np.float32],
-               progress: tuple[int, int], elapsed: float) -> TileSegmented:
-    n_done, n_tiles = progress
+def _plan(source: Resampled, region: Region, geometry: UNetGeometry, centre: tuple[float, float] | None,
+          window: Region, size: int) -> list[Tile]:
+    """Tiles of network pixels; those that answer no image pixel of the region are left out."""
+    middle = (centre[0] * source.scale, centre[1] * source.scale) if centre else None
+    # To interpolate between its last pixel and the next tile's first one, a tile answers that one too.
+    tiles = plan_tiles(window, geometry, size, middle, spare_px=int(source.scale != 1))
+    return [tile for tile in tiles if all(part.start < part.stop for part in _wanted(source, region, tile))]
+
+
+def _wanted(source: Resampled, region: Region, tile: Tile) -> Region:
+    """Image pixels, inside the region, that a tile answers."""
+    rows, columns = (slice(max(part.start, whole.start), min(part.stop, whole.stop)) for part, whole in zip(
+        source.image_window(tile.rows, tile.columns), region, strict=True))
+    return rows, columns
+
+
+def _answered(source: Resampled, region: Region, geometry: UNetGeometry, tile: Tile,
+              probabilities: NDArray[np.float32]) -> tuple[Region, NDArray[np.float32]]:
+    """The image's window that a tile answers, and its probabilities KYX."""
     # A tile at the region's border may answer a few pixels before or after the part that is asked for.
     top, left = tile.rows.start - tile.top - geometry.margin, tile.columns.start - tile.left - geometry.margin
-    height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
-    wanted = np.ascontiguousarray(probabilities[:, top : top + height, left : left + width])
+    found = source.to_image(probabilities[:, top:, left:], tile.rows, tile.columns)
+    (rows, columns), (all_rows, all_columns) = (_wanted(source, region, tile),
+                                                source.image_window(tile.rows, tile.columns))
+    inside = found[:, rows.start - all_rows.start : rows.stop - all_rows.start,
+                   columns.start - all_columns.start : columns.stop - all_columns.start]
+    return (rows, columns), np.ascontiguousarray(inside)
+
+
+def _segmented(index: tuple[int, ...], tile: tuple[Region, NDArray[np.float32]], progress: tuple[int, int],
+               elapsed: float) -> TileSegmented:
+    (rows, columns), probabilities = tile
+    n_done, n_tiles = progress
     left_over = elapsed / n_done * (n_tiles - n_done)
-    return TileSegmented(n_done, n_tiles, index, tile.rows, tile.columns, wanted, most_probable(wanted), elapsed,
+    return TileSegmented(n_done, n_tiles, index, rows, columns, probabilities, most_probable(probabilities), elapsed,
                          left_over)
 
 

@@ -20,6 +20,10 @@ from napari_cellbrush.errors import ModelError
 
 #: How images are normalised; the one scheme there is, named in every card so that another can follow.
 NORMALISATION = "percentile-1-99.8"
+#: Images are reduced and enlarged at most this much.
+SCALES = (1 / 8, 3.0)
+#: Scales nearer to 1 than this factor are not worth resampling.
+TOLERATED_SCALE = 1.25
 
 
 class ModelCard(Settings):
@@ -31,6 +35,10 @@ class ModelCard(Settings):
     #: True for bundled bases: their one channel is spread over however many an image has.
     any_channels: bool = False
     network: NetworkConfig = NetworkConfig()
+    #: Median diameter, in network pixels, of the objects it was trained to see; None if it works at any image's scale.
+    diameter_px: float | None = Field(None, gt=0)
+    #: Of the objects in the images it was tuned on, in their pixels; None if nobody knows.
+    image_diameter_px: float | None = Field(None, gt=0)
     normalisation: str = NORMALISATION
     training: TrainingConfig | None = None
     #: Names of the base chain, first ancestor first.
@@ -46,6 +54,16 @@ class ModelCard(Settings):
     score: float | None = None
     #: Plain text: what it was trained on, credits, licence, limits.
     description: str = ""
+
+    def scale_for(self, diameter_px: float | None) -> float:
+        """Network pixels per pixel of an image whose objects have this diameter; 1 where it is unknown.
+
+        A network takes objects a little smaller or larger than those it was trained on as they are.
+        """
+        if self.diameter_px is None or not diameter_px:
+            return 1.0
+        scale = min(max(self.diameter_px / diameter_px, SCALES[0]), SCALES[1])
+        return 1.0 if 1 / TOLERATED_SCALE < scale < TOLERATED_SCALE else scale
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def plan_tiles(
     geometry: UNetGeometry,
     tile_size: int,
     centre: tuple[float, float] | None = None,
+    spare_px: int = 0,
 ) -> list[Tile]:
     """Tiles that answer each pixel of ``region`` exactly once.
 
@@ -43,13 +44,15 @@ def plan_tiles(
         Largest side of the windows to read, in pixels; at least one stride of output is always answered.
     centre
         Row and column from which tiles are ordered outwards; the region's centre if not given.
+    spare_px
+        Pixels, at most 4, that each tile is to answer beyond its last row and column.
     """
     rows, columns = region
     if centre is None:
         centre = ((rows.start + rows.stop) / 2, (columns.start + columns.stop) / 2)
-    tiles = [_tile(row, column, geometry)
-             for row in _spans(rows, geometry, tile_size)
-             for column in _spans(columns, geometry, tile_size)]
+    tiles = [_tile(row, column, geometry, spare_px)
+             for row in _spans(rows, geometry, tile_size, spare_px)
+             for column in _spans(columns, geometry, tile_size, spare_px)]
     return sorted(tiles, key=lambda tile: _distance(tile, centre))
 
 
@@ -59,7 +62,7 @@ def output_step(geometry: UNetGeometry, tile_size: int) -> int:
     return max(1, blocks) * geometry.stride
 
 
-def _spans(region: slice, geometry: UNetGeometry, tile_size: int) -> list[tuple[int, slice]]:
+def _spans(region: slice, geometry: UNetGeometry, tile_size: int, spare_px: int) -> list[tuple[int, slice]]:
     """Aligned starts with the part of the region each answers; equally long rather than a full and a tiny one.
 
     A network answers 4 pixels more than a multiple of its stride. Those at the end are useful to the last tile alone.
@@ -68,7 +71,7 @@ def _spans(region: slice, geometry: UNetGeometry, tile_size: int) -> list[tuple[
         return []
     stride = geometry.stride
     first = region.start // stride * stride
-    extent = max(1, region.stop - first - 4)
+    extent = max(1, region.stop + spare_px - first - 4)
     n_tiles = -(-extent // output_step(geometry, tile_size))
     step = -(-extent // (n_tiles * stride)) * stride
     starts = range(first, first + extent, step)
@@ -76,10 +79,11 @@ def _spans(region: slice, geometry: UNetGeometry, tile_size: int) -> list[tuple[
             for start in starts]
 
 
-def _tile(row: tuple[int, slice], column: tuple[int, slice], geometry: UNetGeometry) -> Tile:
+def _tile(row: tuple[int, slice], column: tuple[int, slice], geometry: UNetGeometry, spare_px: int) -> Tile:
     (top, rows), (left, columns) = row, column
     return Tile(rows, columns, top - geometry.margin, left - geometry.margin,
-                geometry.input_size_for(rows.stop - top), geometry.input_size_for(columns.stop - left))
+                geometry.input_size_for(rows.stop + spare_px - top),
+                geometry.input_size_for(columns.stop + spare_px - left))
 
 
 def _distance(tile: Tile, centre: tuple[float, float]) -> float:
