@@ -482,3 +482,28 @@ def test_nothing_of_a_finished_run_stays_in_memory(scratch: Model, monkeypatch: 
     gc.collect()
     assert result.model is not None
     assert [reference() for reference in learners] == [None]
+
+
+@pytest.mark.parametrize("diameter", [60.0, 8.0])
+def test_a_base_that_knows_one_size_learns_at_that_size_and_remembers(scratch: Model, diameter: float) -> None:
+    base = Model(scratch.network, scratch.card.replace(diameter_px=20.0))
+    image, inside = blobs()
+    events, result = run(base, image, strokes(inside), TINY.replace(diameter_px=diameter))
+    started = next(event for event in events if isinstance(event, TrainingStarted))
+    assert (started.diameter_px, started.scale) == (diameter, 20 / diameter)
+    assert started.n_training_pixels + started.n_held_out_pixels <= np.count_nonzero(strokes(inside))
+    assert (result.model.card.diameter_px, result.model.card.image_diameter_px) == (20, diameter)
+    again = run(result.model, image, strokes(inside))[0]
+    assert next(event for event in again if isinstance(event, TrainingStarted)).diameter_px == diameter
+
+
+def test_without_time_for_all_steps_the_rate_falls_all_the_same(scratch: Model,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(ticks)))
+    image, inside = blobs()
+    config = TINY.replace(max_steps=1000, max_minutes=0.5, validate_every=1000, warmup_steps=2)
+    events, _ = run(scratch, image, strokes(inside), config)
+    rates = [event.learning_rate for event in events if isinstance(event, TrainingStep)]
+    assert 5 < len(rates) < 1000
+    assert rates[-1] < 0.1 * max(rates)

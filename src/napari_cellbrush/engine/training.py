@@ -23,8 +23,16 @@ from torch import Tensor, nn
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
 from napari_cellbrush.engine import augment
-from napari_cellbrush.engine.annotation import Annotation, LabelledPlane, StrokeSampler, collect_annotation, hold_out
+from napari_cellbrush.engine.annotation import (
+    Annotation,
+    LabelledPlane,
+    StrokeSampler,
+    collect_annotation,
+    hold_out,
+    rescaled,
+)
 from napari_cellbrush.engine.device import Device, autocast, choose_device, is_out_of_memory
+from napari_cellbrush.engine.diameter import object_diameter
 from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.metrics import class_iou
 from napari_cellbrush.engine.model import (
@@ -38,6 +46,7 @@ from napari_cellbrush.engine.model import (
     with_dropout,
 )
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.tiling import Tile, plan_tiles
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import AnnotationError, OutOfMemory, TrainingDiverged
@@ -160,9 +169,12 @@ def _train(
     split = hold_out(annotation, config.held_out_fraction, config.seed)
 
     start = with_dropout(with_classes(base.for_channels(_n_channels(images)), classes, config.seed), config.dropout)
+    diameter = object_diameter(base, images, config.diameter_px, device)
+    scale = base.card.scale_for(diameter)
+    sources = [Resampled(image, scale) for image in images]
     learner = _Learner(start, config, device)
-    patches = _Patches(images, split.train, config, start.network, device)
-    held_out = _HeldOut(images, split.validation, learner) if split.validation else None
+    patches = _Patches(sources, rescaled(split.train, scale), config, start.network, device)
+    held_out = _HeldOut(sources, rescaled(split.validation, scale), learner) if split.validation else None
 
     base_score = None
     if held_out and base.card.n_steps > 0 and knows_all(base, classes):
@@ -171,7 +183,7 @@ def _train(
         base_score = scored[0] if scored else None
     yield TrainingStarted(
         device.name, learner.precision, config.max_steps, split.train.n_pixels,
-        split.validation.n_pixels if split.validation else 0, split.reason, base_score)
+        split.validation.n_pixels if split.validation else 0, split.reason, base_score, diameter, scale)
 
     best = _Best()
     prepared = time.perf_counter() - began
@@ -182,6 +194,7 @@ def _train(
         elapsed = time.perf_counter() - began
         step_seconds = max(1e-9, elapsed - prepared) / step
         left = min(step_seconds * (config.max_steps - step), 60 * config.max_minutes - elapsed)
+        learner.expect(step + left / step_seconds)
         yield TrainingStep(step, config.max_steps, loss, learner.learning_rate, elapsed, max(0.0, left))
 
         ended = _end(step, elapsed, config)
@@ -200,7 +213,8 @@ def _train(
     card = start.card.replace(
         name=name or f"{base.card.name} tuned", training=config.model_dump(), base_name=base.card.name,
         base_hash=base.weights_hash, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(),
-        n_steps=base.card.n_steps + step, labelled_pixels=labelled, base_score=base_score, score=score, description="")
+        image_diameter_px=diameter, n_steps=base.card.n_steps + step, labelled_pixels=labelled, base_score=base_score,
+        score=score, description="")
     model = Model(_on_cpu(best.network or learner.averaged, card), card)
     learner.release()
     improved = score is None or base_score is None or score >= base_score
@@ -266,6 +280,7 @@ class _Learner:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
         self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
         self._from_scratch = start.card.n_steps == 0
+        self._n_expected = float(config.max_steps)
         self._optimiser = _optimiser(self.network, config)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate_factor)
         # Small gradients vanish in float16, unlike in bfloat16, unless the loss is scaled up.
@@ -307,6 +322,10 @@ class _Learner:
             self._schedule.step()
             self._average()
         return loss
+
+    def expect(self, n_steps: float) -> None:
+        """How many steps there will be: fewer than planned, if the time is short. The rate then falls sooner."""
+        self._n_expected = min(self.config.max_steps, n_steps)
 
     def release(self) -> None:
         """Give the device's memory back."""
@@ -352,7 +371,7 @@ class _Learner:
         warmup = min(self.config.warmup_steps, self.config.max_steps // 2)
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(1, self.config.max_steps - warmup)
+        progress = (step - warmup) / max(1.0, self._n_expected - warmup)
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -367,7 +386,7 @@ def _optimiser(network: UNet, config: TrainingConfig) -> torch.optim.Optimizer:
 class _Patches:
     """Random, augmented patches around the training strokes, on the device."""
 
-    def __init__(self, images: Sequence[Planes], annotation: Annotation, config: TrainingConfig, network: UNet,
+    def __init__(self, images: Sequence[Resampled], annotation: Annotation, config: TrainingConfig, network: UNet,
                  device: Device) -> None:
         geometry = network.geometry
         self._images = images
@@ -406,7 +425,7 @@ class _Patches:
 class _HeldOut:
     """The held-out strokes, cut into tiles once and scored again and again."""
 
-    def __init__(self, images: Sequence[Planes], annotation: Annotation, learner: _Learner) -> None:
+    def __init__(self, images: Sequence[Resampled], annotation: Annotation, learner: _Learner) -> None:
         self._learner = learner
         geometry = learner.network.geometry
         size = geometry.input_size_at_least(learner.config.patch_size_px)
@@ -415,7 +434,7 @@ class _HeldOut:
         self._tiles = [self._cut(images, *tiles[position]) for position in sorted(order)]
         self._n_classes = annotation.n_classes
 
-    def _cut(self, images: Sequence[Planes], plane: LabelledPlane, tile: Tile) -> tuple[Tensor, Tensor]:
+    def _cut(self, images: Sequence[Resampled], plane: LabelledPlane, tile: Tile) -> tuple[Tensor, Tensor]:
         raw = images[plane.image].read_mirrored(plane.index, tile.top, tile.left, tile.height, tile.width)
         image = torch.from_numpy(images[plane.image].normalisation().apply(raw))[None]
         margin = self._learner.network.geometry.margin
