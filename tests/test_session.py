@@ -227,7 +227,7 @@ def test_ones_own_base_brings_its_classes_only_while_nothing_is_painted():
 
 
 def tuned(improved: bool) -> TunedModel:
-    return TunedModel("new", improved, 0.7, 0.8 if improved else 0.6, "", False, 10, "cells")
+    return TunedModel("new", improved, 0.7, 0.8 if improved else 0.6, "", "steps", 10, "cells")
 
 
 def test_a_better_model_is_chosen_and_can_be_reverted():

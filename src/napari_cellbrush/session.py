@@ -29,6 +29,7 @@ from napari_cellbrush.events import TrainingEvent, TrainingStarted
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.model_file import ModelEntry
+    from napari_cellbrush.engine.training import Ended
 
 Scope = Literal["view", "slice", "layer", "all"]
 NoticeKind = Literal["info", "success", "warning", "error"]
@@ -133,7 +134,7 @@ class TunedModel:
     base_score: float | None
     score: float | None
     no_score_reason: str
-    stopped: bool
+    ended: Ended
     n_steps: int
     #: The model that was chosen before; where "revert" goes back to.
     previous: str
@@ -191,7 +192,8 @@ class Session:
         self.image: ImageEntry | None = None
         self.classes: tuple[ClassDefinition, ...] = DEFAULT_CLASSES
         self.current_class = 0
-        self.brush_px = 10
+        # Thin enough for the line between two cells.
+        self.brush_px = 4
         self._axes: dict[str, str] = {}
         self._annotations: dict[str, str] = {}
         self._painted: dict[str, tuple[int, ...]] = {}

@@ -148,6 +148,27 @@ def test_digits_without_a_class_do_nothing(viewer, dock, image, person):
         assert (str(layer.mode), layer.selected_label) == ("paint", 1)
 
 
+def test_the_keys_that_dock_and_status_bar_name_do_what_they_say(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    person.click(dock.new)
+    layer = viewer.layers["cells annotation"]
+    said = viewer.help
+    assert said == dock.keys.text()
+    assert said.replace("\xa0", " ") == "1–3 class, [ ] brush size, E erase, F fill, Space move, Ctrl+Z undo"
+    for key, mode in ((Qt.Key.Key_E, "erase"), (Qt.Key.Key_F, "fill"), (Qt.Key.Key_2, "paint")):
+        person.key(key)
+        assert str(layer.mode) == mode
+        assert viewer.help == said
+    person.key(Qt.Key.Key_BracketRight)
+    assert (layer.brush_size, dock.brush.value()) == (5, 5)
+    person.key(Qt.Key.Key_BracketLeft)
+    person.key(Qt.Key.Key_BracketLeft)
+    assert (layer.brush_size, dock.brush.value()) == (3, 3)
+    person.click(dock.add)
+    assert viewer.help.startswith("1–4")
+    assert dock.keys.text() == viewer.help
+
+
 def test_undo_takes_pixels_off_the_count(viewer, dock, image, person):
     viewer.add_image(image, name="cells")
     person.click(dock.new)
@@ -220,6 +241,14 @@ def test_renaming_and_recolouring_reach_the_layer(viewer, dock, image, person):
     np.testing.assert_allclose(layer.colormap.map(np.array([2]))[0], [1, 0, 0, 1])
     assert list(layer.features["class"]) == ["unlabelled", "background", "nucleus", "boundary"]
     assert dock.session.classes[1].role == "object"
+
+
+def test_up_to_six_classes_are_shown_without_scrolling_and_say_what_they_count_as(viewer, dock, person):
+    bar = dock.table.verticalScrollBar()
+    for n_classes in range(3, 8):
+        assert (bar.maximum() > 0) == (n_classes > 6), n_classes
+        person.click(dock.add)
+    assert "boundary keeps touching ones apart" in dock.table.horizontalHeaderItem(3).toolTip()
 
 
 def test_a_name_that_is_taken_is_refused_and_the_old_one_shown_again(viewer, dock):
@@ -395,6 +424,7 @@ def test_too_little_memory_for_removing_a_class_changes_nothing(viewer, dock, im
     person.click(dock.new)
     person.drag([(40, 40), (40, 60)])
     before = viewer.layers["cells annotation"].data.copy()
+    person.wait(lambda: dock.session.painted[0])
     dock.session.choose_class(1)
     monkeypatch.setattr(layers, "without_class", no_memory)
     person.click(dock.remove)
@@ -413,7 +443,7 @@ def test_the_dock_says_what_unlabelled_means_and_what_to_do_next(viewer, dock, i
     viewer.add_image(image, name="cells")
     assert "New annotation" in dock.notice.text()
     person.click(dock.new)
-    assert "keys 1–3" in dock.notice.text()
+    assert "Painting 'background'" in dock.notice.text()
 
 
 def test_a_removed_annotation_layer_can_be_made_again(viewer, dock, image, person):

@@ -10,7 +10,7 @@ from napari_cellbrush.config import NetworkConfig
 from napari_cellbrush.engine import training
 from napari_cellbrush.engine.model_file import list_models, read_model
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.events import TrainingStarted, TrainingStep, ValidationScored
+from napari_cellbrush.events import BaseScoring, TrainingStarted, TrainingStep, ValidationScored
 from napari_cellbrush.napari_ui import runs
 from napari_cellbrush.napari_ui.fine_tuning import outcome_in_words
 from napari_cellbrush.session import SCRATCH, TunedModel
@@ -99,8 +99,15 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
     go_on = []
 
     def train(base, *args, stop, **kwargs):
+        yield BaseScoring(4)
+        while not go_on:
+            time.sleep(0.01)
+        go_on.clear()
         yield TrainingStarted("CPU", "float32", 10, 100, 20, "", 0.5)
         yield TrainingStep(1, 10, 0.9, 1e-3, 1.0, 9.0)
+        while not go_on:
+            time.sleep(0.01)
+        go_on.clear()
         while not go_on:
             time.sleep(0.01)
             yield TrainingStep(2, 10, 0.8, 1e-3, 2.0, 8.0)
@@ -110,6 +117,11 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
     monkeypatch.setattr(training, "train", train)
     dock = painted.finetune
     person.click(dock.run.button)
+    person.wait(lambda: dock.run.notice.text() == "Scoring the base on the held-out strokes…")
+    go_on.append(True)
+    person.wait(lambda: painted.session.training.count == "step 1 of 10")
+    assert not dock.curve.isVisible()  # one point is no curve
+    go_on.append(True)
     person.wait(lambda: painted.session.training.count == "step 2 of 10")
     assert dock.run.count.text() == "Step 2 of 10, about 8 s left"
     assert dock.run.progress.value() == 200
@@ -245,7 +257,7 @@ def test_stop_keeps_the_best_within_a_step_and_a_second(painted, person):
     notice = finished(painted, person)
     assert time.monotonic() - began < 2 * one_step + 2
     assert notice.text.startswith("Stopped after")
-    assert painted.session.tuned.stopped
+    assert painted.session.tuned.ended == "stopped"
     assert painted.session.model == "cells model"
 
 
@@ -291,23 +303,51 @@ def test_after_a_failure_the_next_run_works(painted, person, monkeypatch):
     assert finished(painted, person).kind == "success"
 
 
-def test_a_model_that_cannot_be_saved_is_kept_and_can_be_saved_later(painted, person, cellbrush_home):
+@pytest.fixture
+def unsaved(painted, person, cellbrush_home):
+    """A model named "precious" that could not be saved; call it to make room."""
     library = cellbrush_home / "models"
     elsewhere = library.rename(cellbrush_home / "aside")
     library.write_text("a file where the folder should be")
     # The base must still be found.
     painted.session.choose_base(SCRATCH)
+    painted.finetune.name.setText("precious")
     person.click(painted.finetune.run.button)
     notice = finished(painted, person)
     assert notice.kind == "error"
-    assert "could not be saved" in notice.text
-    assert painted.finetune.save_again.isVisible()
-    library.unlink()
-    elsewhere.rename(library)
-    person.click(painted.finetune.save_again)
+    assert "'precious' is ready but could not be saved" in notice.text
+
+    def make_room():
+        library.unlink()
+        elsewhere.rename(library)
+
+    return make_room
+
+
+def test_a_model_that_cannot_be_saved_is_kept_under_its_name_until_it_is(painted, person, unsaved):
+    dock = painted.finetune
+    dock.name.clear()
+    assert not dock.run.button.isEnabled()
+    assert dock.run.reason.text() == "Save 'precious' first, or discard it."
+    person.click(dock.save_again)
+    assert finished(painted, person).kind == "error"
+    assert dock.save_again.isVisible()
+    unsaved()
+    person.click(dock.save_again)
     assert finished(painted, person).kind == "success"
-    assert painted.session.model == "cells model"
+    assert painted.session.model == "precious"
+    assert not dock.save_again.isVisible()
+    assert not dock.discard.isVisible()
+    assert dock.run.button.isEnabled()
+
+
+def test_a_model_that_cannot_be_saved_can_be_discarded(painted, person, unsaved):
+    unsaved()
+    person.click(painted.finetune.discard)
+    assert "'precious' is discarded" in painted.finetune.run.notice.text()
     assert not painted.finetune.save_again.isVisible()
+    assert painted.finetune.run.button.isEnabled()
+    assert "precious" not in {entry.name for entry in list_models()}
 
 
 def test_strokes_painted_during_training_are_kept_and_do_not_reach_it(viewer, painted, person):
@@ -330,13 +370,16 @@ def test_strokes_painted_during_training_are_kept_and_do_not_reach_it(viewer, pa
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ((True, 0.5, 0.75, "", False), "Done: better than before on the held-out strokes. Saved as 'm'."),
-    ((True, 0.5, 0.5, "", False), "Done: as good as before on the held-out strokes. Saved as 'm'."),
-    ((True, None, 0.75, "", False), "Done: 0.75 on the held-out strokes. Saved as 'm'."),
-    ((True, None, None, "few", False), "Done. Saved as 'm'."),
-    ((False, 0.5, 0.25, "", True),
+    ((True, 0.5, 0.75, "", "steps"), "Done: better than before on the held-out strokes. Saved as 'm'."),
+    ((True, 0.5, 0.5, "", "steps"), "Done: as good as before on the held-out strokes. Saved as 'm'."),
+    ((True, None, 0.75, "", "steps"), "Done: 0.75 on the held-out strokes. Saved as 'm'."),
+    ((True, None, None, "few", "steps"), "Done. Saved as 'm'."),
+    ((True, None, None, "few", "time"), "Ended by the time limit after 9 steps. Saved as 'm'."),
+    ((True, None, 0.75, "", "no_progress"),
+     "Ended after 9 steps, because the score rose no longer: 0.75 on the held-out strokes. Saved as 'm'."),
+    ((False, 0.5, 0.25, "", "stopped"),
      "Stopped after 9 steps: worse than its base on the held-out strokes, so 'before' stays chosen. Saved as 'm'."),
 ])
 def test_outcomes_in_words(values, words):
-    improved, base, score, reason, stopped = values
-    assert outcome_in_words(TunedModel("m", improved, base, score, reason, stopped, 9, "before")) == words
+    improved, base, score, reason, ended = values
+    assert outcome_in_words(TunedModel("m", improved, base, score, reason, ended, 9, "before")) == words

@@ -22,14 +22,16 @@ from qtpy.QtWidgets import (
 
 from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui.class_table import ClassTable
-from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, wrapped_label
-from napari_cellbrush.napari_ui.dock import Dock
+from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, side_by_side, wrapped_label
+from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
+from napari_cellbrush.napari_ui.layers import keys_in_words
 from napari_cellbrush.napari_ui.runs import LabelKind
 from napari_cellbrush.session import MaskEntry, Notice, Phase, axes_in_words
 
 LARGEST_BRUSH_PX = 100
 _HOW_IT_WORKS = ("What you leave unpainted (0) is unlabelled and teaches nothing. So paint some background too: it is "
-                 "a class of its own.")
+                 "a class of its own.\n\nWhat a class counts as matters where cells are numbered (Segment, Result: "
+                 "Objects). Each piece of an object class becomes one cell; a boundary keeps touching cells apart.")
 
 
 class AnnotateDock(Dock):
@@ -45,16 +47,17 @@ class AnnotateDock(Dock):
         self.row(form, "Axes", self.axes)
         self.row(form, "", self.axes_words)
         self.new = QPushButton("New annotation")
-        self.new.setMinimumHeight(BIG_BUTTON_PX)
         self.take_over = QPushButton("From labels…")
         self.take_over.setToolTip("Start from a copy of a labels layer: painted classes, or objects (instance masks)")
-        self.column.addLayout(_row(self.new, self.take_over))
+        self.column.addLayout(side_by_side(self.new, self.take_over))
+        for button in (self.new, self.take_over):
+            button.setMinimumHeight(BIG_BUTTON_PX)
         self.heading("Classes")
         self.table = ClassTable()
         self.column.addWidget(self.table)
         self.add = QPushButton("Add class")
         self.remove = QPushButton("Remove class")
-        self.column.addLayout(_row(self.add, self.remove))
+        self.column.addLayout(side_by_side(self.add, self.remove))
         self._build_brush()
         self.notice = NoticeLabel()
         self.column.addWidget(self.notice)
@@ -69,9 +72,13 @@ class AnnotateDock(Dock):
         for widget in (self.brush, self.brush_box):
             widget.setToolTip("Diameter of the brush in pixels of the image; the keys [ and ] change it too")
         row = QHBoxLayout()
+        row.setSpacing(SPACING_PX)
         row.addWidget(self.brush, 1)
         row.addWidget(self.brush_box)
-        self.row(self.form(), "Brush", row)
+        form = self.form()
+        self.row(form, "Brush", row)
+        self.keys = wrapped_label()
+        self.row(form, "Keys", self.keys)
 
     def _connect(self) -> None:
         session = self.session
@@ -89,8 +96,9 @@ class AnnotateDock(Dock):
         self.brush_box.valueChanged.connect(session.set_brush)
         for signal in (session.images_changed, session.image_chosen, session.annotations_changed):
             self.listen(signal, self._refresh)
-        for signal in (session.classes_changed, session.class_chosen, session.painted_changed):
+        for signal in (session.classes_changed, session.class_chosen):
             self.listen(signal, self._refresh_classes)
+        self.listen(session.painted_changed, self._refresh_table)
         self.listen(session.brush_changed, self._refresh_brush)
         self.listen(session.taking_over.changed, self._refresh_taking_over)
 
@@ -109,9 +117,14 @@ class AnnotateDock(Dock):
         self._refresh_classes()
         self._refresh_brush()
 
-    def _refresh_classes(self) -> None:
+    def _refresh_table(self) -> None:
         session = self.session
         self.table.setValue(session.classes, session.painted, session.current_class)
+
+    def _refresh_classes(self) -> None:
+        session = self.session
+        self._refresh_table()
+        self.keys.setText(keys_in_words(len(session.classes)))
         self.remove.setEnabled(len(session.classes) > 2)
         run = session.taking_over
         self.notice.setValue(run.notice if run.busy else Notice(self._next_step()))
@@ -136,8 +149,7 @@ class AnnotateDock(Dock):
         layer = self.bench.annotating.layer_of(session.image.key)
         if layer is None:
             return f"Press New annotation to paint on '{session.image.name}'."
-        keys = f"keys 1–{min(len(session.classes), 9)} choose the class" if len(session.classes) > 1 else ""
-        return f"Painting '{session.classes[session.current_class].name}' on '{layer.name}'; {keys}."
+        return f"Painting '{session.classes[session.current_class].name}' on '{layer.name}'."
 
     # ----------------------------------------------------------------------------------------------- acting
 
@@ -219,13 +231,6 @@ class TakeOverDialog(QDialog):
         """Say what was chosen."""
         super().accept()
         self.chosen.emit(self.source.value() or "", "objects" if self.objects.isChecked() else "classes")
-
-
-def _row(*widgets: QWidget) -> QHBoxLayout:
-    row = QHBoxLayout()
-    for widget in widgets:
-        row.addWidget(widget, 1)
-    return row
 
 
 def _size(shape: tuple[int, ...]) -> str:

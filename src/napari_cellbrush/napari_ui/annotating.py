@@ -185,6 +185,8 @@ class Annotating(QObject):
         layer.brush_size = session.brush_px
         layer.selected_label = session.current_class + 1
         layers.bind_class_keys(layer, len(session.classes))
+        # napari would go on to say that digits choose tools.
+        layer.events.help.connect(self._on_help)
         layer.events.selected_label.connect(self._on_label_selected)
         layer.events.brush_size.connect(self._on_brush_used)
         key = self._book.add(layer)
@@ -216,8 +218,15 @@ class Annotating(QObject):
             layer.colormap = layers.class_colormap(classes)
             layer.features = layers.class_features(classes)
             layers.bind_class_keys(layer, len(classes))
+            layer.help = layers.keys_in_words(len(classes))
         for counter in self._counters.values():
             counter.count_all_soon()
+
+    def _on_help(self, event: Any) -> None:
+        layer, viewer = event.source, self._book.viewer
+        layer.help = layers.keys_in_words(len(self._session.classes))
+        if viewer.layers.selection.active is layer:
+            viewer.help = layer.help
 
     def _on_class_chosen(self) -> None:
         for layer in self._layers():

@@ -25,12 +25,13 @@ KEY, COLOUR, NAME, ROLE, PAINTED = range(5)
 ROW_PX = 26
 SWATCH_PX = 16
 #: Rows after which the table scrolls.
-MOST_ROWS = 7
+MOST_ROWS = 6
 _HEADERS = {
     KEY: ("Key", "The digit that chooses the class while the annotation layer is active"),
     COLOUR: ("", "Double-click to change the colour"),
     NAME: ("Class", "Double-click to rename"),
-    ROLE: ("Counts as", "What the class means when objects are counted; double-click to change"),
+    ROLE: ("Counts as", "What the class means when objects are numbered: background lies between them, each piece of "
+           "object is one, boundary keeps touching ones apart. Double-click to change"),
     PAINTED: ("Painted", "Painted pixels, on all images"),
 }
 _ROLE_TIPS = {
@@ -115,7 +116,8 @@ class ClassTable(QTableWidget):
             columns.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
 
     def _fit_height(self) -> None:
-        self.setFixedHeight(ROW_PX * (1 + min(self.rowCount(), MOST_ROWS)) + 2 * self.frameWidth() + 2)
+        rows = sum(self.rowHeight(row) for row in range(min(self.rowCount(), MOST_ROWS)))
+        self.setFixedHeight(ROW_PX + rows + 2 * self.frameWidth() + 2)
 
     def _set(self, row: int, column: int, text: str, *, editable: bool = True, color: str = "", tip: str = "") -> None:
         item = self.item(row, column)

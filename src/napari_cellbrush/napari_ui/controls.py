@@ -145,6 +145,14 @@ class RunPanel(QWidget):
             self.stopRequested.emit()
 
 
+def side_by_side(*widgets: QWidget) -> QHBoxLayout:
+    """Widgets in a row, all of one width."""
+    row = QHBoxLayout()
+    for widget in widgets:
+        row.addWidget(widget, 1)
+    return row
+
+
 def wrapped_label(text: str = "") -> QLabel:
     """A label of several lines, from which text can be copied."""
     label = QLabel(text)

@@ -82,12 +82,17 @@ class LearningCurve(QWidget):
             Score of the model that training starts from, in [0, 1]; None where none is measured.
         """
         self.clear()
-        self._plot.setXRange(0, max(n_steps, 1), padding=0.01)
+        self._plot.setXRange(0, max(n_steps, 1), padding=0.02)
         if base_score is not None:
             self._base_line.setValue(base_score)
             self._base_line.show()
             self._base_line.label.setFormat(f"base {base_score:.2f}")  # ignored while hidden
             self._show_score_axis(True)
+
+    @property
+    def is_line(self) -> bool:
+        """Whether there is more to see than one point."""
+        return len(self._loss.x) > 1
 
     def add_loss(self, step: int, loss: float) -> None:
         """Add the loss of a step."""
@@ -123,7 +128,8 @@ class LearningCurve(QWidget):
         self._plot.hideButtons()
         self._plot.setMouseEnabled(x=False, y=False)
         self._plot.setLabel("bottom", "step")
-        self._plot.getAxis("bottom").setHeight(38)
+        self._plot.getAxis("bottom").setHeight(42)
+        self._plot.getAxis("left").enableAutoSIPrefix(False)
         self._plot.setLimits(yMin=0)
         self._build_score_axis()
         self._loss_item = self._plot.plot(pen=_pen(LOSS_COLOR, 1, 90), antialias=True, connect="finite")

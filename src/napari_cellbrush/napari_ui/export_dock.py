@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLineEdit, QMessageBox, QPu
 from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui.controls import ChoiceBox, RunPanel, wrapped_label
-from napari_cellbrush.napari_ui.dock import Dock
+from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
 from napari_cellbrush.session import MaskEntry, axes_in_words
 
 FORMATS = (
@@ -34,6 +34,7 @@ class ExportDock(Dock):
         self.browse.setToolTip("Choose the file")
         self.browse.setMaximumWidth(36)
         path_row = QHBoxLayout()
+        path_row.setSpacing(SPACING_PX)
         path_row.addWidget(self.path, 1)
         path_row.addWidget(self.browse)
         self.axes = QLineEdit()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import QObject
 
 from napari_cellbrush.errors import CellbrushError
-from napari_cellbrush.events import TrainingEvent, TrainingStarted, TrainingStep
+from napari_cellbrush.events import BaseScoring, TrainingEvent, TrainingStarted, TrainingStep
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job
 from napari_cellbrush.session import Phase, TunedModel
@@ -28,7 +28,7 @@ class FineTuning(QObject):
         self._job: Job | None = None
         self._latest: TrainingStep | None = None
         self._previous = ""
-        #: A model that is only in memory, because it could not be saved.
+        #: A model that is only in memory, because it could not be saved; kept until it is, or discarded.
         self.unsaved: runs.Tuned | None = None
 
     def default_name(self) -> str:
@@ -37,10 +37,15 @@ class FineTuning(QObject):
         image = self._session.find_image(painted[0]) if painted else self._session.image
         return f"{image.name} model"[:60] if image else "my model"
 
+    def why_not(self) -> str:
+        """Why fine-tuning cannot start, as a sentence; empty if it can."""
+        if self.unsaved is not None:
+            return f"Save '{self.unsaved.name}' first, or discard it."
+        return self._session.why_not_train()
+
     def start(self, name: str = "") -> None:
         """Train on the strokes of all images; ends at once, with a sentence, if that is not possible."""
-        reason = self._session.why_not_train()
-        if self._run.busy or reason:
+        if self._run.busy or self.why_not():
             return
         try:
             task = self._task(name or self.default_name())
@@ -48,7 +53,7 @@ class FineTuning(QObject):
             self._run.end(str(error), "error")
             return
         self._session.forget_training()
-        self._previous, self._latest, self.unsaved = self._session.model, None, None
+        self._previous, self._latest = self._session.model, None
         self._run.begin(f"Preparing to learn from {_images(len(task.images))}…")
         self._launch(self._bench.job(partial(runs.fine_tune, task), "fine-tuning"))
 
@@ -58,12 +63,19 @@ class FineTuning(QObject):
             self._run.stopping()
             self._job.stop()
 
-    def save_again(self) -> None:
-        """Try once more to save a model that is only in memory."""
+    def save_again(self, name: str = "") -> None:
+        """Try once more to save a model that is only in memory; under its name if nobody says otherwise."""
         if self.unsaved is not None and not self._run.busy:
-            self._run.begin("Saving the model…")
-            work = partial(runs.save_again, self.unsaved, self.default_name())
+            name = name or self.unsaved.name
+            self._run.begin(f"Saving '{name}'…")
+            work = partial(runs.save_again, self.unsaved, name)
             self._launch(self._bench.job(work, "saving the model", exclusive=False))
+
+    def discard(self) -> None:
+        """Forget a model that is only in memory."""
+        if self.unsaved is not None and not self._run.busy:
+            name, self.unsaved = self.unsaved.name, None
+            self._run.end(f"'{name}' is discarded.")
 
     def _task(self, name: str) -> runs.TrainingTask:
         session, bench = self._session, self._bench
@@ -91,7 +103,11 @@ class FineTuning(QObject):
         if event is None:
             return
         self._session.add_training_event(event)
-        if isinstance(event, TrainingStarted) and self._run.phase is Phase.RUNNING:
+        if self._run.phase is not Phase.RUNNING:
+            pass
+        elif isinstance(event, BaseScoring):
+            self._run.say("Scoring the base on the held-out strokes…")
+        elif isinstance(event, TrainingStarted):
             self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision}).")
         if isinstance(event, TrainingStep):
             self._latest = event
@@ -111,12 +127,12 @@ class FineTuning(QObject):
         self._bench.take_library(tuned.library)
         if tuned.save_problem:
             self.unsaved = tuned
-            self._run.end(f"The model is ready but could not be saved. {tuned.save_problem}", "error")
+            self._run.end(f"'{tuned.name}' is ready but could not be saved. {tuned.save_problem}", "error")
             return
         self.unsaved = None
         result = tuned.result
         outcome = TunedModel(tuned.name, result.improved, result.base_score, result.score, result.no_score_reason,
-                             result.stopped, result.n_steps, self._previous)
+                             result.ended, result.n_steps, self._previous)
         self._session.finish_training(outcome)
         self._run.end(outcome_in_words(outcome), "success" if outcome.improved else "warning")
         if outcome.improved and self._session.options.segment_after_training:
@@ -131,7 +147,8 @@ def outcome_in_words(tuned: TunedModel) -> str:
     """What came out of a training, for the person who started it."""
     saved = f"Saved as '{tuned.name}'."
     steps = "one step" if tuned.n_steps == 1 else f"{tuned.n_steps} steps"
-    ended = f"Stopped after {steps}" if tuned.stopped else "Done"
+    ended = {"steps": "Done", "stopped": f"Stopped after {steps}", "time": f"Ended by the time limit after {steps}",
+             "no_progress": f"Ended after {steps}, because the score rose no longer"}[tuned.ended]
     if not tuned.improved:
         kept = f"'{tuned.previous}' stays chosen" if tuned.previous else "it is not chosen"
         return f"{ended}: worse than its base on the held-out strokes, so {kept}. {saved}"

@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QPushButton, QVBoxLayou
 from napari_cellbrush.config import TrainingConfig
 from napari_cellbrush.events import TrainingEvent, TrainingStarted, TrainingStep, ValidationScored
 from napari_cellbrush.napari_ui.config_form import ConfigForm
-from napari_cellbrush.napari_ui.controls import ChoiceBox, RunPanel, wrapped_label
+from napari_cellbrush.napari_ui.controls import ChoiceBox, RunPanel, side_by_side, wrapped_label
 from napari_cellbrush.napari_ui.dock import Dock, model_choices
 from napari_cellbrush.session import SCRATCH
 
@@ -44,8 +44,11 @@ class FineTuneDock(Dock):
         self.no_score = wrapped_label()
         self.revert = QPushButton()
         self.save_again = QPushButton("Try to save again")
-        for widget in (self.score, self.no_score, self.revert, self.save_again):
+        self.discard = QPushButton("Discard")
+        self.discard.setToolTip("Forget the model that could not be saved")
+        for widget in (self.score, self.no_score, self.revert):
             self.column.addWidget(widget)
+        self.column.addLayout(side_by_side(self.save_again, self.discard))
         self._build_settings()
 
     def _build_settings(self) -> None:
@@ -66,7 +69,8 @@ class FineTuneDock(Dock):
         self.run.startRequested.connect(lambda: tuning.start(self.name.text().strip()))
         self.run.stopRequested.connect(tuning.stop)
         self.revert.clicked.connect(session.revert)
-        self.save_again.clicked.connect(tuning.save_again)
+        self.save_again.clicked.connect(lambda: tuning.save_again(self.name.text().strip()))
+        self.discard.clicked.connect(tuning.discard)
         self.segment_after.toggled.connect(lambda on: session.set_options(segment_after_training=on))
         self.device.chosen.connect(lambda name: session.set_options(device_name=name))
         self.config.valueChanged.connect(self._on_config_edited)
@@ -95,11 +99,13 @@ class FineTuneDock(Dock):
         self._refresh_curve()
 
     def _refresh_run(self) -> None:
-        self.run.setValue(self.session.training, self.session.why_not_train())
+        self.run.setValue(self.session.training, self.bench.fine_tuning.why_not())
         self.name.setPlaceholderText(self.bench.fine_tuning.default_name())
         for widget in (self.base, self.name, self.config, self.device):
             widget.setEnabled(not self.session.training.busy)
-        self.save_again.setVisible(self.bench.fine_tuning.unsaved is not None)
+        unsaved = self.bench.fine_tuning.unsaved is not None and not self.session.training.busy
+        self.save_again.setVisible(unsaved)
+        self.discard.setVisible(unsaved)
         self._refresh_outcome()
 
     def _refresh_outcome(self) -> None:
@@ -111,7 +117,7 @@ class FineTuneDock(Dock):
         scores = scores.removeprefix("after ") if before is None else scores
         self.score.setText(f"Held-out strokes: <b>{scores}</b>" if scores else "")
         self.score.setVisible(bool(scores))
-        reason = started.no_score_reason if started else ""
+        reason = tuned.no_score_reason if tuned else started.no_score_reason if started else ""
         self.no_score.setText(f"No score: {reason}" if reason else "")
         self.no_score.setVisible(bool(reason))
         self.revert.setText(f"Revert to '{previous}'")
@@ -129,7 +135,7 @@ class FineTuneDock(Dock):
             self._show_event(event)
 
     def _show_event(self, event: TrainingEvent) -> None:
-        curve = self._shown_curve()
+        curve = self._learning_curve()
         if isinstance(event, TrainingStarted):
             curve.start(event.n_steps, event.base_score)
             self._refresh_outcome()
@@ -137,15 +143,15 @@ class FineTuneDock(Dock):
             curve.add_loss(event.step, event.loss)
         elif isinstance(event, ValidationScored):
             curve.add_score(event.step, event.score)
+        curve.setVisible(curve.is_line)
 
-    def _shown_curve(self) -> LearningCurve:
+    def _learning_curve(self) -> LearningCurve:
         if self.curve is None:
             # Its plotting library takes half a second to load, for which opening the dock need not wait.
             from napari_cellbrush.napari_ui.curve import LearningCurve
 
             self.curve = LearningCurve()
             self._curve_place.addWidget(self.curve)
-        self.curve.show()
         return self.curve
 
     # ----------------------------------------------------------------------------------------------- acting

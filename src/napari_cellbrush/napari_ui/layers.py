@@ -22,8 +22,9 @@ from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError
 
 #: Where a layer's metadata say what this plugin knows about it.
 METADATA_KEY = "cellbrush"
-ANNOTATION_OPACITY = 0.75
-RESULT_OPACITY = 0.5
+#: Strokes and results share the classes' colours: only one of them may hide the image.
+ANNOTATION_OPACITY = 1.0
+RESULT_OPACITY = 0.35
 PROBABILITY_OPACITY = 0.8
 #: Opacity of the background class in a result: enough to see what is segmented already.
 BACKGROUND_ALPHA = 0.25
@@ -250,6 +251,12 @@ def class_colormap(classes: Iterable[ClassDefinition], background_alpha: float =
 def class_features(classes: Sequence[ClassDefinition]) -> dict[str, list[Any]]:
     """Names of label values, for napari's status bar."""
     return {"index": list(range(len(classes) + 1)), "class": ["unlabelled", *(c.name for c in classes)]}
+
+
+def keys_in_words(n_classes: int) -> str:
+    """The keys of an annotation layer, in one line that breaks between them alone."""
+    keys = (f"1–{min(n_classes, 9)} class", "[ ] brush size", "E erase", "F fill", "Space move", "Ctrl+Z undo")
+    return ", ".join(key.replace(" ", "\N{NO-BREAK SPACE}") for key in keys)
 
 
 def bind_class_keys(layer: Labels, n_classes: int) -> None:

@@ -158,7 +158,7 @@ class TrainingTask:
 class Tuned:
     """What a training gave."""
 
-    #: In the library; empty if it could not be saved.
+    #: In the library, or what it shall be called there if it could not be saved.
     name: str
     result: TrainingResult
     #: With the new model in it.
@@ -183,7 +183,7 @@ def fine_tune(task: TrainingTask, stop: StopToken) -> Generator[TrainingEvent, N
         return _saved(result, task.name)
     except ModelFileError as error:
         # A full disk must not cost the training: the model stays in memory until it could be saved.
-        return Tuned("", result, read_library(), str(error))
+        return Tuned(task.name, result, read_library(), str(error))
 
 
 def save_again(tuned: Tuned, name: str, stop: StopToken) -> Generator[None, None, Tuned]:

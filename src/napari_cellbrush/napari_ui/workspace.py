@@ -26,6 +26,8 @@ class Workspace(QWidget):
         self.segment = SegmentDock(napari_viewer)
         self.export = ExportDock(napari_viewer)
         self.tabs = QTabWidget()
+        # napari's theme leaves so little room that letters touch the edge.
+        self.tabs.setStyleSheet("QTabBar::tab { padding: 5px 8px; }")
         for title, dock in (("Annotate", self.annotate), ("Fine-tune", self.finetune), ("Segment", self.segment),
                             ("Export", self.export)):
             self.tabs.addTab(dock, title)
