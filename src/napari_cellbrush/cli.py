@@ -136,7 +136,7 @@ def _add_segment(commands: Any) -> None:
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="Where to write; made if missing.")
     command.add_argument("--output", choices=get_args(OutputKind), default="classes",
                          help="classes: 1 the first class, 2 the second … objects: 0 background, 1, 2, 3 … one number "
-                         "per cell. probabilities: 0 to 1, the classes as axis C. The axes stand in the order TZCYX. "
+                         "per cell. probabilities: 0 to 1, the classes as the first axis, C. "
                          "Default: classes.")
     command.add_argument("--overwrite", action="store_true", help="Replace masks that exist.")
     command.add_argument("--compress", action="store_true", help="Write deflated OME-TIFF.")

@@ -106,7 +106,7 @@ def test_time_is_frames_and_depth_is_slices_in_whichever_order_they_come(
         assert tiff.imagej_metadata is not None
         assert tiff.imagej_metadata.get("frames") == frames
         assert tiff.imagej_metadata.get("slices") == slices
-        order = "".join(letter for letter in "TZCYX" if letter in axes)
+        order = "".join(letter for letter in "CTZYX" if letter in axes)
         assert tiff.series[0].axes == order
         np.testing.assert_array_equal(tiff.asarray(), mask.transpose([axes.index(letter) for letter in order]))
 

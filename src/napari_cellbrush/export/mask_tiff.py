@@ -2,7 +2,7 @@
 
 Two kinds of file. Where ImageJ can hold the mask (8 or 16 bit whole numbers or float32, below 4 GB) it is an
 ImageJ hyperstack, which Fiji opens with axes, pixel size and display range set. Everything else (more than 65,535
-ids, more than 4 GB, compressed) is OME-TIFF. Values are never cast to a type that cannot hold them.
+ids, more than 4 GB, compressed, several channels of a stack) is OME-TIFF. Values are never cast to a type that cannot hold them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from napari_cellbrush.engine.atomic import written_whole
 from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.errors import ExportError
 
-#: The order of axes in every file written here; ImageJ knows no other.
-FILE_AXES = "TZCYX"
+#: The order of axes in every file written here: that of the arrays, classes first. ImageJ wants channels behind the
+#: axes of a stack, so it gets only what has one or the other.
+FILE_AXES = "CTZYX"
 #: Bytes; classic TIFF addresses 4 GiB, of which tifffile keeps 32 MiB for the rest of the file.
 IMAGEJ_LIMIT = 2**32 - 2**25
 
@@ -61,7 +62,7 @@ def save_mask(
     -------
     Path
         The file. ImageJ TIFF in uint8, uint16 or float32 where it fits, else OME-TIFF (uint32 above 65,535 ids;
-        BigTIFF above 4 GB); axes in the order TZCYX.
+        BigTIFF above 4 GB); axes in the order CTZYX.
 
     Raises
     ------
@@ -73,7 +74,8 @@ def save_mask(
     values, axes = _in_file_order(values, axes)
     size = pixel_size or PixelSize(1.0, 1.0)
     note = json.dumps(dict(provenance or {}), default=str)
-    as_imagej = values.dtype != np.uint32 and values.nbytes <= IMAGEJ_LIMIT
+    as_imagej = values.dtype != np.uint32 and values.nbytes <= IMAGEJ_LIMIT and not (
+        "C" in axes and {"T", "Z"} & set(axes))
     named_ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
     with written_whole(path, overwrite=overwrite) as hidden:
         if as_imagej and not compress and not named_ome:
