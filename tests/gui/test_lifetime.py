@@ -156,7 +156,7 @@ def test_a_closed_viewer_is_let_go(qapp, image):
     assert session() is None
 
 
-@pytest.mark.parametrize("moment", ["training", "segmenting", "looking"])
+@pytest.mark.parametrize("moment", ["training", "segmenting", "taking over", "looking"])
 def test_a_window_closed_in_mid_run_ends_its_process_quickly_and_quietly(moment, tmp_path, tiny):
     """A process of its own: what is checked is its end."""
     script = tmp_path / "close.py"
@@ -203,6 +203,12 @@ def poll():
         start()
 
 def start():
+    if moment == "taking over":
+        viewer.add_labels(np.arange(360000).reshape(600, 600) // 7)
+        bench.annotating.take_over(session.masks[0].key, session.image.key, "objects")
+        assert session.taking_over.busy
+        close()
+        return
     session.choose_base("tiny"); session.choose_model("tiny"); session.set_options(scope="layer")
     run = session.training if moment == "training" else session.segmentation
     if not run.busy:

@@ -155,6 +155,7 @@ class Annotating(QObject):
 
     def _finish_taking_over(self, task: runs.TakeOverTask, labels_key: str, image: ImageEntry,
                             strokes: NDArray[np.uint8]) -> None:
+        self._job = None
         found, replaced = self._session.find_image(image.key), self.layer_of(image.key)
         if found is None or found.axes != image.axes or len(self._session.classes) != task.n_classes:
             self._run.end(f"'{image.name}' or its classes changed meanwhile. Take the labels over once more.", "error")

@@ -129,11 +129,11 @@ class RunPanel(QWidget):
         self.button.setEnabled(run.phase is Phase.RUNNING or (not run.busy and not why_not))
         self.button.setToolTip("" if run.busy else why_not)
         self.progress.setVisible(run.busy)
-        self.count.setVisible(run.busy)
         self.progress.setRange(0, 0 if run.fraction is None else PROGRESS_STEPS)
         self.progress.setValue(round((run.fraction or 0) * PROGRESS_STEPS))
         left = f", about {duration_in_words(run.seconds_left)} left" if run.seconds_left is not None else ""
         self.count.setText(f"{run.count}{left}".capitalize())
+        self.count.setVisible(run.busy and bool(self.count.text()))
         self.reason.setText("" if run.busy else why_not)
         self.reason.setVisible(bool(self.reason.text()))
         self.notice.setValue(run.notice)

@@ -128,7 +128,7 @@ class LearningCurve(QWidget):
         self._plot.hideButtons()
         self._plot.setMouseEnabled(x=False, y=False)
         self._plot.setLabel("bottom", "step")
-        self._plot.getAxis("bottom").setHeight(42)
+        self._plot.getAxis("bottom").setHeight(38)
         self._plot.getAxis("left").enableAutoSIPrefix(False)
         self._plot.setLimits(yMin=0)
         self._build_score_axis()
@@ -136,8 +136,8 @@ class LearningCurve(QWidget):
         self._smoothed_item = self._plot.plot(pen=_pen(LOSS_COLOR, 2.5), antialias=True, connect="finite")
         for item in (self._loss_item, self._smoothed_item):
             item.setDownsampling(auto=True, method="mean")
-        # Half of the topmost number stands above the axis.
-        self._plot.setContentsMargins(0, 6, 0, 0)
+        # Half of the topmost number stands above the axis, and a part of "step" below it.
+        self._plot.setContentsMargins(0, 6, 0, 6)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._view)

@@ -18,7 +18,8 @@ from napari_cellbrush.session import Session
 if TYPE_CHECKING:
     from napari_cellbrush.engine.model_file import ModelEntry
 
-WIDTH_PX = 320
+#: Enough for every row beside a vertical scroll bar.
+WIDTH_PX = 340
 MARGIN_PX = 8
 SPACING_PX = 8
 LABEL_PX = 62
