@@ -201,8 +201,8 @@ class ObjectsConfig(Settings):
                                    "and with them outlines; 0 leaves them as they are.", unit="px", ge=0, le=20)
     seed_score: float = _setting(0.5, "Seeds from", "Connected pixels with at least this score are the start of one "
                                  "object; higher splits more.", gt=0, lt=1)
-    neck_px: float = _setting(0.0, "Cut necks", "The score falls towards the rim over this distance, which parts cells "
-                              "joined by a narrower neck, as models without a boundary class need; 0 leaves it as it is.",
+    neck_px: float = _setting(12.0, "Cut necks", "Without a boundary class, the score falls towards the rim over this "
+                              "distance, which parts cells joined by a narrower neck; 0 leaves them together.",
                               unit="px", ge=0, le=200)
     max_hole_px: int = _setting(20, "Fill holes", "Holes of one object up to this wide and high are filled.", unit="px",
                                 ge=0, le=1000)

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, classes_from_names
+from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, ObjectsConfig, classes_from_names
 from napari_cellbrush.engine.annotation import objects_to_classes
 from napari_cellbrush.engine.metrics import average_precision
-from napari_cellbrush.engine.objects import objects_from_classes
+from napari_cellbrush.engine.objects import objects_from_classes, objects_from_probabilities
+from napari_cellbrush.errors import ImageError
+from napari_cellbrush.events import StopToken
 
 FOUR = ((0, 1), (1, 0), (0, -1), (-1, 0))
 class_maps = arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0, 1, 2, 3]))
@@ -118,3 +120,106 @@ def test_discs_come_back_from_their_classes() -> None:
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (1, 40)])
 def test_odd_sizes_are_fine(shape: tuple[int, int]) -> None:
     assert objects_from_classes(np.full(shape, 2, np.uint8), DEFAULT_CLASSES).shape == shape
+
+
+# ------------------------------------------------------------------------------------------- from probabilities
+
+
+def two_discs(gap: float, boundary: float, shape: tuple[int, int] = (60, 100)) -> NDArray[np.float32]:
+    """Sure cells at columns 30 and 30 + gap, radius 14, with a boundary of some probability between them."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    left, right = (np.hypot(rows - 30, columns - column) for column in (30, 30 + gap))
+    inside = np.minimum(left, right) < 14
+    between = inside & (np.abs(left - right) < 3)
+    cell = np.where(inside, np.where(between, 0.95 - boundary, 0.95), 0.05)
+    rim = np.where(between, boundary, 0.0)
+    return np.stack([1 - cell - rim, cell, rim]).astype(np.float32)
+
+
+def test_a_boundary_too_faint_to_win_still_parts_two_cells() -> None:
+    probabilities = two_discs(24, boundary=0.42)
+    class_map = (probabilities.argmax(axis=0) + 1).astype(np.uint8)
+    assert objects_from_classes(class_map, DEFAULT_CLASSES).max() == 1
+    ids = objects_from_probabilities(probabilities, DEFAULT_CLASSES, ObjectsConfig(smoothing_px=1))
+    assert ids.max() == 2
+    np.testing.assert_array_equal(np.unique(ids[:, 30]), [0, 1])
+    np.testing.assert_array_equal(np.unique(ids[:, 54]), [0, 2])
+    assert abs(int((ids == 1).sum()) - int((ids == 2).sum())) < 40
+
+
+def test_without_a_boundary_class_narrow_necks_are_cut_instead() -> None:
+    probabilities = two_discs(40, boundary=0.0)[:2]
+    probabilities[:, 27:34, 40:60] = np.array([0.05, 0.95])[:, None, None]
+    classes = classes_from_names(["background", "cell"])
+    assert objects_from_probabilities(probabilities, classes, ObjectsConfig(neck_px=0)).max() == 1
+    assert objects_from_probabilities(probabilities, classes).max() == 2
+
+
+def test_a_faint_cell_is_not_lost() -> None:
+    probabilities = two_discs(40, boundary=0.0)
+    probabilities[:, :, :50] = 0.45 * probabilities[:, :, :50] + np.array([0.275, 0.275, 0])[:, None, None]
+    assert (probabilities[1, :, :50] - probabilities[2, :, :50]).max() < ObjectsConfig(seed_score=0.8).seed_score
+    assert objects_from_probabilities(probabilities, DEFAULT_CLASSES, ObjectsConfig(seed_score=0.8)).max() == 2
+
+
+def test_holes_are_filled_up_to_the_given_width() -> None:
+    probabilities = two_discs(40, boundary=0.0)
+    probabilities[:, 27:34, 27:34] = np.array([1, 0, 0])[:, None, None]
+    probabilities[:, 26:37, 66:77] = np.array([1, 0, 0])[:, None, None]
+    ids = objects_from_probabilities(probabilities, DEFAULT_CLASSES, ObjectsConfig(smoothing_px=0, max_hole_px=7))
+    assert ids[30, 30] == ids[30, 20] > 0
+    assert ids[30, 70] == 0 < ids[30, 60]
+
+
+def test_a_gap_between_two_cells_is_no_hole() -> None:
+    columns = np.arange(20)[None, :].repeat(20, axis=0)
+    cell = np.where(np.abs(columns - 9.5) < 2, 0.0, 1.0)
+    cell[[0, 1, -2, -1]] = 1
+    boundary = np.zeros_like(cell)
+    boundary[[0, 1, -2, -1], 8:12] = 1
+    probabilities = np.stack([1 - np.maximum(cell, boundary), np.maximum(cell - boundary, 0), boundary])
+    ids = objects_from_probabilities(probabilities.astype(np.float32), DEFAULT_CLASSES, ObjectsConfig(smoothing_px=0))
+    assert ids.max() == 2
+    assert not ids[4:16, 9:11].any()
+
+
+def test_objects_at_the_border_are_left_out_if_asked() -> None:
+    probabilities = two_discs(40, boundary=0.0)[:, :, :75]
+    assert objects_from_probabilities(probabilities, DEFAULT_CLASSES).max() == 2
+    ids = objects_from_probabilities(probabilities, DEFAULT_CLASSES, ObjectsConfig(clear_border=True))
+    assert ids.max() == ids[30, 30] == 1
+    assert not ids[:, 60:].any()
+
+
+def test_smoothing_swallows_specks_and_keeps_outlines() -> None:
+    probabilities = two_discs(40, boundary=0.0)
+    truth = probabilities[1] > 0.5
+    random = np.random.default_rng(0)
+    noisy = np.where(random.random(truth.shape) < 0.08, probabilities[[1, 0, 2]], probabilities)
+    rough = objects_from_probabilities(noisy, DEFAULT_CLASSES, ObjectsConfig(smoothing_px=0, min_object_px=0))
+    smooth = objects_from_probabilities(noisy, DEFAULT_CLASSES, ObjectsConfig(min_object_px=0))
+    assert rough.max() > 50
+    assert smooth.max() == 2
+    assert ((smooth > 0) != truth).mean() < 0.02
+
+
+def test_planes_of_a_stack_are_those_of_the_planes_alone_and_a_stop_leaves_the_rest_empty() -> None:
+    plane = two_discs(40, boundary=0.0)
+    stack = np.stack([plane, plane[:, ::-1], plane], axis=1)
+    ids = objects_from_probabilities(stack, DEFAULT_CLASSES)
+    np.testing.assert_array_equal(ids[2], np.where(ids[0] > 0, ids[0] + 4, 0))
+    stop = StopToken()
+    stop.stop()
+    assert not objects_from_probabilities(stack, DEFAULT_CLASSES, stop=stop).any()
+    assert not objects_from_classes(np.full((2, 3, 3), 2, np.uint8), DEFAULT_CLASSES, stop=stop).any()
+
+
+def test_where_nothing_was_segmented_nothing_is_found() -> None:
+    assert not objects_from_probabilities(np.zeros((3, 9, 9), np.float32), DEFAULT_CLASSES).any()
+    assert objects_from_probabilities(np.zeros((3, 0, 9), np.float32), DEFAULT_CLASSES).shape == (0, 9)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 5), (5, 5)])
+def test_probabilities_of_other_classes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=r"3 classes"):
+        objects_from_probabilities(np.zeros(shape, np.float32), DEFAULT_CLASSES)

@@ -1,26 +1,83 @@
-"""Class maps → objects: who is one cell, and where it ends.
+"""Class maps or probabilities → objects: who is one cell, and where it ends.
 
-Knows arrays and class roles; knows nothing of models, layers or files.
+Knows arrays and class roles; knows nothing of models, layers or files. An object's pixels follow from its
+neighbourhood alone, never from where an image was cut; :mod:`~napari_cellbrush.engine.object_blocks` relies on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label
-from skimage.segmentation import watershed
 
-from napari_cellbrush.config import ClassDefinition
+from napari_cellbrush.config import ClassDefinition, ClassRole, ObjectsConfig
+from napari_cellbrush.engine.flooding import NEVER, flooded
+from napari_cellbrush.errors import ImageError
+from napari_cellbrush.events import StopToken
 
 ObjectIds = NDArray[np.uint16] | NDArray[np.uint32]
 
+#: Heights of the landscape that probabilities are cut into. More do not change the average precision.
+_LEVELS = 64
+_ROLES: tuple[ClassRole, ...] = ("background", "object", "boundary")
+#: A Gaussian is cut off at this many standard deviations.
+_TRUNCATE = 3.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of an image."""
+
+    rows: slice
+    columns: slice
+    #: Height and width of the image.
+    image: tuple[int, int]
+
+    @classmethod
+    def whole(cls, shape: tuple[int, int]) -> Window:
+        """All of an image."""
+        return cls(slice(0, shape[0]), slice(0, shape[1]), shape)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def within(self) -> tuple[slice, slice]:
+        """Rows and columns, to index an image with."""
+        return self.rows, self.columns
+
+    def widened(self, margin: int) -> Window:
+        """The window with a margin, as far as the image goes."""
+        (height, width), rows, columns = self.image, self.rows, self.columns
+        return Window(slice(max(0, rows.start - margin), min(height, rows.stop + margin)),
+                      slice(max(0, columns.start - margin), min(width, columns.stop + margin)), self.image)
+
+    def inside(self, larger: Window) -> tuple[slice, slice]:
+        """Where this window lies in an array that covers ``larger``."""
+        return tuple(slice(own.start - other.start, own.stop - other.start)  # type: ignore[return-value]
+                     for own, other in zip(self.within, larger.within, strict=True))
+
+    def cut(self) -> NDArray[np.bool_]:
+        """YX: pixels of the window beside which the image goes on."""
+        cut = np.zeros(self.shape, bool)
+        cut[:1] |= self.rows.start > 0
+        cut[-1:] |= self.rows.stop < self.image[0]
+        cut[:, :1] |= self.columns.start > 0
+        cut[:, -1:] |= self.columns.stop < self.image[1]
+        return cut
+
 
 def objects_from_classes(
-    class_map: NDArray[np.uint8], classes: Sequence[ClassDefinition], min_object_px: int = 0
+    class_map: NDArray[np.uint8], classes: Sequence[ClassDefinition], min_object_px: int = 0, *,
+    stop: StopToken | None = None,
 ) -> ObjectIds:
     """Number the objects of a class map.
 
@@ -36,45 +93,234 @@ def objects_from_classes(
         What the numbers mean.
     min_object_px
         Objects with fewer pixels, rim included, are left out.
+    stop
+        Looked at before every plane.
 
     Returns
     -------
     NDArray
-        Like ``class_map``; 0 background, ids 1…n without gaps; uint16, or uint32 for more than 65,535 objects.
+        Like ``class_map``; 0 background, ids 1…n without gaps, in the order of their first pixels; uint16, or uint32
+        for more than 65,535 objects. Planes after a stop hold 0.
     """
-    ids = np.zeros(class_map.shape, np.uint32)
-    n_objects = 0
-    for index in np.ndindex(class_map.shape[:-2]):
-        plane, n_plane = _plane_objects(class_map[index], classes, min_object_px)
-        ids[index] = np.where(plane > 0, plane + n_objects, 0)
-        n_objects += n_plane
-    return ids if n_objects > np.iinfo(np.uint16).max else ids.astype(np.uint16)
+    config = ObjectsConfig(min_object_px=min_object_px)
+    return _stack_objects(class_map.shape, lambda index: ids_from_classes(class_map[index], classes), config, stop)
 
 
-def _plane_objects(
-    class_map: NDArray[np.uint8], classes: Sequence[ClassDefinition], min_object_px: int
-) -> tuple[NDArray[np.uint32], int]:
+def objects_from_probabilities(
+    probabilities: NDArray[np.float32], classes: Sequence[ClassDefinition], config: ObjectsConfig | None = None, *,
+    stop: StopToken | None = None,
+) -> ObjectIds:
+    """Number the objects of class probabilities, by a watershed that starts where a cell is surest.
+
+    The score of a pixel is the probability of the object classes less that of the boundary classes, smoothed;
+    without a boundary class it falls towards rims instead, so that necks part cells. Connected pixels with a high
+    score are seeds; a cell without any is a seed as a whole, so that faint cells are not lost. Seeds are flooded
+    downhill over the foreground (marker-based watershed, Beucher and Meyer 1993), then holes are filled. Planes of a
+    stack are looked at one by one.
+
+    Parameters
+    ----------
+    probabilities
+        KYX float32 in [0, 1], or K, any stack axes, YX. A pixel of zeros is background.
+    classes
+        What the K classes mean. Touching cells of different object classes stay two objects where each has a seed.
+    config
+        How to do it.
+    stop
+        Looked at before every plane.
+
+    Returns
+    -------
+    NDArray
+        The shape of ``probabilities`` without K; ids as :func:`objects_from_classes` numbers them.
+
+    Raises
+    ------
+    ImageError
+        If there is not one probability per class.
+    """
+    check_probabilities(probabilities.shape, classes)
+    config = config or ObjectsConfig()
+
+    def plane(index: tuple[int, ...]) -> NDArray[np.int32]:
+        values: NDArray[np.float32] = probabilities[(slice(None), *index)]  # type: ignore[arg-type]
+        whole = Window.whole(values.shape[1:])
+        return ids_from_probabilities(values, whole, whole, classes, config)
+
+    return _stack_objects(probabilities.shape[1:], plane, config, stop)
+
+
+def check_probabilities(shape: Sequence[int], classes: Sequence[ClassDefinition]) -> None:
+    """Complain unless ``shape`` is K, any stack axes, Y and X.
+
+    Raises
+    ------
+    ImageError
+        If it is not.
+    """
+    if len(shape) < 3 or shape[0] != len(classes):
+        raise ImageError(f"Got probabilities of shape {tuple(shape)}, need one plane for each of the {len(classes)} "
+                         "classes in front (KYX)", "Give what segmenting with the output 'probabilities' returned")
+
+
+def ids_from_classes(class_map: NDArray[np.uint8], classes: Sequence[ClassDefinition]) -> NDArray[np.int32]:
+    """Objects of a plane YX, or of a window of one, with any ids ≥ 1; see :func:`objects_from_classes`."""
     objects = np.isin(class_map, _values(classes, "object"))
     boundary = np.isin(class_map, _values(classes, "boundary"))
     # Pixels of different classes never join: label() connects equal values only.
-    ids: NDArray[Any] = label(np.where(objects, class_map, 0), background=0, connectivity=1)
-    ids = _grown_into(ids.astype(np.int32), boundary)
-    sizes = np.bincount(ids.ravel(), minlength=1)
-    keep = sizes >= max(1, min_object_px)
+    seeds: NDArray[np.int32] = label(np.where(objects, class_map, 0), background=0, connectivity=1).astype(np.int32)
+    return flooded(seeds, np.where(boundary, 0, NEVER).astype(np.uint8))
+
+
+def ids_from_probabilities(probabilities: NDArray[np.floating[Any]], read: Window, window: Window,
+                           classes: Sequence[ClassDefinition], config: ObjectsConfig) -> NDArray[np.int32]:
+    """Objects of a window, with any ids ≥ 1; see :func:`objects_from_probabilities`.
+
+    Parameters
+    ----------
+    probabilities
+        KYX over the window ``read``: ``window`` and at least :func:`score_reach` pixels around it.
+    """
+    values = probabilities.astype(np.float32, copy=False)
+    background, cell, boundary = (_smoothed(_total(values, classes, role), config) for role in _ROLES)
+    foreground, score = np.maximum(cell, boundary) > background, cell - boundary
+    # A pixel is inside rather than at a boundary where its score is not negative.
+    inside = foreground & (score >= 0)
+    if config.neck_px and not _values(classes, "boundary"):
+        # Distances beyond the neck's do not matter, which keeps them independent of what lies far away.
+        score = score * np.minimum(ndimage.distance_transform_edt(inside) / config.neck_px, 1).astype(np.float32)
+    place = window.inside(read)
+    winner = _winner(values[(slice(None), *place)], classes)
+    foreground, inside, score = foreground[place], inside[place], score[place]
+    seeds = _seeds(score >= config.seed_score, np.where(inside, winner, 0), window.cut())
+    heights = np.clip((1 - score) * (_LEVELS / 2), 0, _LEVELS - 1)
+    ids = flooded(seeds, np.where(foreground, heights, NEVER).astype(np.uint8))
+    return _without_holes(ids, config.max_hole_px)
+
+
+def score_reach(config: ObjectsConfig) -> int:
+    """How far from a pixel its score looks, in pixels."""
+    return math.ceil(config.neck_px) + _gaussian_radius(config) + 1
+
+
+def numbered(ids: NDArray[np.int32], config: ObjectsConfig) -> tuple[NDArray[np.uint32], int]:
+    """A plane YX without the objects that are too small or touch the border, ids 1…n by first pixel, and n."""
+    n = int(ids.max(initial=0)) + 1
+    sizes = np.bincount(ids.ravel(), minlength=n)
+    new_ids, n_kept = new_numbers(sizes, first_pixels(ids, n), touching_border(ids, n, Window.whole(ids.shape)), config)
+    return new_ids[ids], n_kept
+
+
+def new_numbers(sizes: NDArray[np.int64], first: NDArray[np.int64], at_border: NDArray[np.bool_],
+                config: ObjectsConfig) -> tuple[NDArray[np.uint32], int]:
+    """New id of each old one, 0 for those left out and for old id 0, and how many are kept."""
+    keep = sizes >= max(1, config.min_object_px)
     keep[0] = False
-    new_ids = np.where(keep, np.cumsum(keep), 0).astype(np.uint32)
-    return new_ids[ids], int(keep.sum())
+    if config.clear_border:
+        keep &= ~at_border
+    kept = np.flatnonzero(keep)
+    new_ids = np.zeros(len(sizes), np.uint32)
+    new_ids[kept[np.argsort(first[kept], kind="stable")]] = np.arange(1, len(kept) + 1, dtype=np.uint32)
+    return new_ids, len(kept)
 
 
-def _grown_into(ids: NDArray[np.int32], boundary: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Give every boundary pixel to the object that reaches it in the fewest steps through boundary pixels."""
-    if not boundary.any() or not ids.any():
+def first_pixels(ids: NDArray[np.integer[Any]], n: int) -> NDArray[np.int64]:
+    """Position of the first pixel of each id below ``n`` in the flattened array; the array's size if it has none."""
+    first = np.full(n, ids.size, np.int64)
+    # Where ids repeat, the value assigned last remains.
+    first[ids.ravel()[::-1]] = np.arange(ids.size - 1, -1, -1)
+    return first
+
+
+def touching_border(ids: NDArray[np.integer[Any]], n: int, window: Window) -> NDArray[np.bool_]:
+    """Whether each id below ``n`` has a pixel at the image's border."""
+    touching = np.zeros(n, bool)
+    height, width = window.image
+    for at_border, line in ((window.rows.start == 0, ids[:1]), (window.rows.stop == height, ids[-1:]),
+                            (window.columns.start == 0, ids[:, :1]), (window.columns.stop == width, ids[:, -1:])):
+        if at_border:
+            touching[line.ravel()] = True
+    return touching
+
+
+def _stack_objects(shape: tuple[int, ...], plane_ids: Callable[[tuple[int, ...]], NDArray[np.int32]],
+                   config: ObjectsConfig, stop: StopToken | None) -> ObjectIds:
+    ids = np.zeros(shape, np.uint32)
+    n_objects = 0
+    for index in np.ndindex(shape[:-2]):
+        if stop and stop.stopped:
+            break
+        plane, n_plane = numbered(plane_ids(index), config)
+        ids[index] = np.where(plane > 0, plane + np.uint32(n_objects), 0)
+        n_objects += n_plane
+    return narrowed(ids, n_objects)
+
+
+def narrowed(ids: NDArray[np.uint32], n_objects: int) -> ObjectIds:
+    """The same ids as uint16 where they fit."""
+    return ids if n_objects > np.iinfo(np.uint16).max else ids.astype(np.uint16)
+
+
+def _seeds(sure: NDArray[np.bool_], cells: NDArray[np.uint8], cut: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Connected sure pixels, and the cells that have none; never a part of a cell that goes on outside the window."""
+    seeds: NDArray[np.int32] = label(np.where(sure, cells, 0), background=0, connectivity=1).astype(np.int32)
+    pieces: NDArray[np.int32] = label(cells, background=0, connectivity=1).astype(np.int32)
+    lone = np.ones(int(pieces.max(initial=0)) + 1, bool)
+    lone[pieces[seeds > 0]] = False
+    lone[pieces[cut]] = False
+    lone[0] = False
+    return np.where(lone[pieces], pieces + seeds.max(initial=0), seeds).astype(np.int32, copy=False)
+
+
+def _without_holes(ids: NDArray[np.int32], max_hole_px: int) -> NDArray[np.int32]:
+    """Fill background that one object surrounds, up to ``max_hole_px`` wide and high."""
+    if not max_hole_px or not ids.any():
         return ids
-    # Only the objects' pixels beside a boundary can spread: the others would fill the queue in vain.
-    seeds = np.where(ndimage.binary_dilation(boundary), ids, 0)
-    grown = watershed(np.zeros(ids.shape, np.uint8), seeds, mask=boundary | (seeds > 0))
-    return np.where(boundary, grown, ids).astype(np.int32, copy=False)
+    holes: NDArray[np.int32] = label(ids == 0, background=0, connectivity=2).astype(np.int32)
+    places = ndimage.find_objects(holes)
+    height, width = ids.shape
+    small = [number for number, (rows, columns) in enumerate(places, start=1)
+             if rows.stop - rows.start <= max_hole_px and columns.stop - columns.start <= max_hole_px
+             and rows.start > 0 and columns.start > 0 and rows.stop < height and columns.stop < width]
+    filled = ids.copy()
+    for number in small:
+        rows, columns = places[number - 1]
+        around = slice(rows.start - 1, rows.stop + 1), slice(columns.start - 1, columns.stop + 1)
+        hole = holes[around] == number
+        neighbours = np.unique(ids[around][ndimage.binary_dilation(hole) & ~hole])
+        if len(neighbours) == 1:
+            filled[around][hole] = neighbours[0]
+    return filled
 
 
-def _values(classes: Sequence[ClassDefinition], role: str) -> list[int]:
+def _smoothed(values: NDArray[np.float32], config: ObjectsConfig) -> NDArray[np.float32]:
+    radius = _gaussian_radius(config)
+    if not radius:
+        return values
+    smooth: NDArray[np.float32] = ndimage.gaussian_filter(values, config.smoothing_px, radius=radius, mode="nearest")
+    return smooth
+
+
+def _gaussian_radius(config: ObjectsConfig) -> int:
+    return math.ceil(_TRUNCATE * config.smoothing_px)
+
+
+def _total(probabilities: NDArray[np.float32], classes: Sequence[ClassDefinition], role: ClassRole
+           ) -> NDArray[np.float32]:
+    total = np.zeros(probabilities.shape[1:], np.float32)
+    for value in _values(classes, role):
+        total += probabilities[value - 1]
+    return total
+
+
+def _winner(probabilities: NDArray[np.float32], classes: Sequence[ClassDefinition]) -> NDArray[np.uint8]:
+    """YX: number, from 1, of the most probable object class among the object classes."""
+    values = _values(classes, "object")
+    if len(values) < 2:
+        return np.ones(probabilities.shape[1:], np.uint8)
+    winner: NDArray[np.uint8] = probabilities[[value - 1 for value in values]].argmax(axis=0).astype(np.uint8)
+    return winner + np.uint8(1)
+
+
+def _values(classes: Sequence[ClassDefinition], role: ClassRole) -> list[int]:
     return [position + 1 for position, definition in enumerate(classes) if definition.role == role]
