@@ -180,7 +180,8 @@ def test_tiles_start_from_the_centre_of_the_view(viewer, ready, person, monkeypa
     monkeypatch.setattr(runs, "segment", spy)
     viewer.scene.camera.center = (0, 10, 60)
     zoom_in(viewer, person)
-    segment(ready, person)
+    person.click(ready.segment.run.button)
+    person.wait(lambda: targets and not ready.session.segmentation.busy)
     row, column = targets[0].centre
     assert abs(row - 20) < 12
     assert abs(column - 120) < 20
