@@ -4,7 +4,7 @@
 
 Deterministic by seed on one device, resumable, and it writes its curve to ``RUN_FOLDER/curve.csv``. The same
 network, augmentation and loss as in the plugin; a GPU is used where there is one. ``--start FILE`` goes on from
-an earlier release's weights. The rate is constant until the last quarter of the steps, so a run can be made longer
+an earlier release's weights. The rate is constant until the last two fifths of the steps, so a run can be made longer
 until then and is still the run it would have been.
 
 An unpadded network answers a third of what it reads. Convolutions are therefore padded at first, which triples what
@@ -51,7 +51,7 @@ ON_OBJECTS = 0.7
 #: Boundaries are thin: weigh them up, but less than to equality, or they would swallow small cells.
 CLASS_WEIGHTS = torch.tensor([0.0, 1.0, 1.0, 1.5])
 #: Share of the steps, at the end, in which the rate falls.
-COOLING = 0.25
+COOLING = 0.4
 #: Share of the steps, at the end, without padding.
 UNPADDED = 0.1
 #: Side of patches with padding, a multiple of the network's stride, and without, a valid input size; and how many.

@@ -391,6 +391,8 @@ def _segment_one(
 ) -> bool:
     """Write one mask; False if it was stopped, and then nothing is written."""
     from napari_cellbrush import api
+    from napari_cellbrush.engine.device import choose_device
+    from napari_cellbrush.engine.diameter import settled
     from napari_cellbrush.export.mask_tiff import save_mask
     from napari_cellbrush.export.provenance import mask_provenance
 
@@ -398,6 +400,7 @@ def _segment_one(
     axes = opened.planes.stack_axes + "YX"
     with stop_on_interrupt() as stop:
         try:
+            config = settled(config, model, opened.planes, choose_device(arguments.device))
             with inference_bar(opened.path.name) as show:
                 mask = api.segment(opened.planes, model, arguments.output, config=config, device=arguments.device,
                                    on_event=show, stop=stop)

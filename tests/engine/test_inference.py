@@ -139,7 +139,7 @@ def test_without_the_fused_operators_a_cpu_computes_in_full_precision(monkeypatc
 @settings(max_examples=30, deadline=None)
 def test_the_class_map_is_the_argmax_and_ties_go_to_the_first(n_classes: int, seed: int) -> None:
     scores = np.random.default_rng(seed).integers(0, 3, (n_classes, 7, 9)).astype(np.float32)
-    np.testing.assert_array_equal(inference.most_probable(scores), scores.argmax(axis=0) + 1)
+    np.testing.assert_array_equal(predictor.most_probable(scores), scores.argmax(axis=0) + 1)
 
 
 def test_stacks_are_segmented_plane_by_plane_like_single_images() -> None:

@@ -1,16 +1,131 @@
-"""How large the objects of an image are, by which it is rescaled for a network that knows objects of one size."""
+"""How large the objects of an image are, by which it is rescaled for a network that knows objects of one size.
+
+Where nobody says it, the network itself is asked: shown the same place at several scales, it is surest, and finds
+objects of the size it knows, at the right one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import clear_border
+
+from napari_cellbrush.config import InferenceConfig
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.model import Model
+from napari_cellbrush.engine.objects import objects_from_classes
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.predictor import TilePredictor, most_probable
+from napari_cellbrush.engine.resampling import Resampled
+
+#: Scales that are tried, the likeliest first; neighbours differ by less than the network tolerates.
+_SCALES = (1.0, 0.6, 1.7, 0.35, 2.9, 0.2)
+#: Side of what is looked at, in network pixels.
+_WINDOW_PX = 268
+#: Share of the pixels that must lie, surely, in objects of the right size: below nobody knows, above look no further.
+#: (On training images, what was measured above the first was right within a factor of 1.4.)
+_LEAST_EVIDENCE, _ENOUGH_EVIDENCE = 0.3, 0.42
+#: An object counts the less, the more octaves its diameter is off (standard deviation of a Gaussian).
+_TOLERANCE_OCTAVES = 0.5
+#: Whole objects must be at least this share of what is found; where they are less, evidence is less too.
+_LEAST_SHARE = 0.25
+#: Smaller spots are noise, in network pixels.
+_LEAST_DIAMETER_PX = 6.0
+
+
+def settled(config: InferenceConfig, model: Model, planes: Planes, device: Device) -> InferenceConfig:
+    """The settings with the object diameter decided, so that they say how a mask was made."""
+    diameter = object_diameter(model, [planes], config.diameter_px, device)
+    return config.replace(diameter_px=diameter) if diameter else config
 
 
 def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device) -> float | None:
-    """In image pixels: the stated one, that of the images the model was tuned on, or a measured one."""
+    """Diameter of the objects, in image pixels: stated, known from the model's tuning, or measured.
+
+    Returns
+    -------
+    float or None
+        None for a model that works at any scale, or where no measurement is sure enough; the median of several
+        images.
+    """
     if model.card.diameter_px is None:
         return None
-    return stated_px or model.card.image_diameter_px
+    if stated_px or model.card.image_diameter_px:
+        return stated_px or model.card.image_diameter_px
+    found = [diameter for image in images if (diameter := measured_diameter(model, image, device))]
+    return float(np.median(found)) if found else None
+
+
+def measured_diameter(model: Model, planes: Planes, device: Device) -> float | None:
+    """Typical diameter of the objects in the middle plane, in image pixels; None where the network is not sure.
+
+    Parameters
+    ----------
+    model
+        With a ``diameter_px`` on its card.
+    planes
+        The image.
+    device
+        Where to compute; about six tiles, fewer for images like the ones the network knows best.
+    """
+    wanted = model.card.diameter_px or 1.0
+    predictor = TilePredictor(model.for_channels(planes.n_channels), planes.normalisation(), device, InferenceConfig())
+    index = tuple(n // 2 for n in planes.stack_shape)
+    centre = _richest_place(planes, index)
+    best, diameter = _LEAST_EVIDENCE, None
+    for scale in _SCALES:
+        probabilities = _looked_at(predictor, model, Resampled(planes, scale), index, centre)
+        seen, evidence = _typical_object(probabilities, model, wanted)
+        if evidence > best:
+            best, diameter = evidence, seen / scale
+        if best > _ENOUGH_EVIDENCE:
+            break
+    return diameter
+
+
+def _richest_place(planes: Planes, index: tuple[int, ...]) -> tuple[float, float]:
+    """Row and column of nine places in the image with the most contrast: a sparse image is empty in most of them."""
+    def window(centre: tuple[float, float]) -> NDArray[np.float32]:
+        rows, columns = (slice(max(0, int(at) - _WINDOW_PX // 2), min(size, int(at) + _WINDOW_PX // 2))
+                         for at, size in zip(centre, planes.shape_yx, strict=True))
+        return planes.normalisation().apply(planes.read(index, rows, columns))
+
+    rows, columns = ([share * size for share in (0.5, 0.2, 0.8)] for size in planes.shape_yx)
+    return max(product(rows, columns), key=lambda centre: float(window(centre)[:, ::2, ::2].std()))
+
+
+def _looked_at(predictor: TilePredictor, model: Model, source: Resampled, index: tuple[int, ...],
+               centre: tuple[float, float]) -> NDArray[np.float32]:
+    """Probabilities KYX around an image's place, as far as the image goes."""
+    geometry = model.network.geometry
+    (top, height), (left, width) = (
+        (min(max(0, round(at * source.scale) - _WINDOW_PX // 2), max(0, size - _WINDOW_PX)), min(size, _WINDOW_PX))
+        for at, size in zip(centre, source.shape_yx, strict=True))
+    window = source.read_mirrored(index, top - geometry.margin, left - geometry.margin,
+                                  geometry.input_size_for(height), geometry.input_size_for(width))
+    return predictor.predict(window)[:, :height, :width]
+
+
+def _typical_object(probabilities: NDArray[np.float32], model: Model, wanted_px: float) -> tuple[float, float]:
+    """Median diameter, weighted by surely covered area, and the share of pixels in objects of the right size.
+
+    Objects that the window cuts look smaller than they are, so they do not count.
+    """
+    found = objects_from_classes(most_probable(probabilities), model.card.classes)
+    ids = clear_border(found)
+    n_pixels = max(1.0, np.count_nonzero(ids), _LEAST_SHARE * np.count_nonzero(found))
+    second, first = np.sort(probabilities, axis=0)[-2:]
+    diameters = 2 * np.sqrt(np.bincount(ids.ravel(), minlength=1)[1:] / np.pi)
+    sure = np.bincount(ids.ravel(), (first - second).ravel(), minlength=1)[1:]
+    large = diameters >= _LEAST_DIAMETER_PX
+    if not large.any():
+        return 0.0, 0.0
+    diameters, sure = diameters[large], sure[large]
+    order = np.argsort(diameters)
+    typical = diameters[order][np.searchsorted(np.cumsum(sure[order]), sure.sum() / 2)]
+    octaves = np.log2(diameters / wanted_px)
+    fitting = sure * np.exp(-(octaves**2) / (2 * _TOLERANCE_OCTAVES**2))
+    return float(typical), float(fitting.sum() / n_pixels)

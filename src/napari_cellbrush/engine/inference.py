@@ -24,7 +24,7 @@ from napari_cellbrush.engine.geometry import UNetGeometry
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.objects import objects_from_classes
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.engine.predictor import TilePredictor, precision_of
+from napari_cellbrush.engine.predictor import TilePredictor, most_probable, precision_of
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.tiling import Tile, plan_tiles
 from napari_cellbrush.errors import OutOfMemory
@@ -273,13 +273,3 @@ def _segmented(index: tuple[int, ...], tile: tuple[Region, NDArray[np.float32]],
     left_over = elapsed / n_done * (n_tiles - n_done)
     return TileSegmented(n_done, n_tiles, index, rows, columns, probabilities, most_probable(probabilities), elapsed,
                          left_over)
-
-
-def most_probable(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Class map YX uint8, 1…K, of probabilities KYX; the first of equal ones, as argmax has it, in half its time."""
-    classes = np.ones(probabilities.shape[1:], np.uint8)
-    best = probabilities[0]
-    for position, candidate in enumerate(probabilities[1:], start=2):
-        np.putmask(classes, candidate > best, np.uint8(position))
-        best = np.maximum(best, candidate)
-    return classes

@@ -2,7 +2,8 @@
 
 Two kinds of file. Where ImageJ can hold the mask (8 or 16 bit whole numbers or float32, below 4 GB) it is an
 ImageJ hyperstack, which Fiji opens with axes, pixel size and display range set. Everything else (more than 65,535
-ids, more than 4 GB, compressed, several channels of a stack) is OME-TIFF. Values are never cast to a type that cannot hold them.
+ids, more than 4 GB, compressed, several channels of a stack) is OME-TIFF. Values are never cast to a type that
+cannot hold them.
 """
 
 from __future__ import annotations

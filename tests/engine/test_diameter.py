@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from skimage.measure import label, regionprops
+from tests.engine.test_inference import make_model
+
+from napari_cellbrush.config import InferenceConfig
+from napari_cellbrush.engine import diameter
+from napari_cellbrush.engine.device import Device
+from napari_cellbrush.engine.diameter import measured_diameter, object_diameter, settled
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.predictor import TilePredictor
+from napari_cellbrush.errors import ImageError
+
+CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=True)
+MODEL = make_model(diameter_px=24.0)
+
+
+def discs(diameter_px: float, size: int = 500, where: slice = slice(None)) -> NDArray[np.float32]:
+    rows, columns = np.indices((size, size))
+    pitch = 2 * diameter_px
+    inside = np.hypot(rows % pitch - pitch / 2, columns % pitch - pitch / 2) < diameter_px / 2
+    image = np.zeros((size, size), np.float32)
+    image[where] = inside[where]
+    return image
+
+
+@pytest.fixture
+def knows_discs_of_24_px(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that sees bright discs, the surer the nearer their diameter is to 24 px."""
+    margin = MODEL.network.geometry.margin
+
+    def predict(self: TilePredictor, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        image = window[0, margin:-margin, margin:-margin]
+        probabilities = np.zeros((3, *image.shape), np.float32)
+        probabilities[0] = 1
+        ids = label(image > 0.5)
+        for region in regionprops(ids):
+            octaves = np.log2(max(region.equivalent_diameter_area, 1) / 24)
+            sure = 0.5 + 0.5 * np.exp(-(octaves**2))
+            probabilities[:, ids == region.label] = np.array([1 - sure, sure, 0], np.float32)[:, None]
+        return probabilities
+
+    monkeypatch.setattr(TilePredictor, "predict", predict)
+
+
+@pytest.mark.usefixtures("knows_discs_of_24_px")
+@pytest.mark.parametrize("true_px", [9.0, 15.0, 25.0, 40.0, 70.0, 110.0])
+def test_the_diameter_of_discs_is_found_over_the_whole_range(true_px: float) -> None:
+    found = measured_diameter(MODEL, Planes(discs(true_px), "YX"), CPU)
+    assert found == pytest.approx(true_px, rel=0.25)
+
+
+@pytest.mark.usefixtures("knows_discs_of_24_px")
+def test_objects_in_one_corner_of_a_large_image_are_found() -> None:
+    image = discs(20, 1200)
+    image[:, 400:] = image[400:, :] = 0
+    assert measured_diameter(MODEL, Planes(image, "YX"), CPU) == pytest.approx(20, rel=0.25)
+
+
+def test_a_network_that_is_sure_of_nothing_gives_no_diameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    margin = MODEL.network.geometry.margin
+    monkeypatch.setattr(TilePredictor, "predict", lambda self, window: np.full(
+        (3, window.shape[1] - 2 * margin, window.shape[2] - 2 * margin), 1 / 3, np.float32))
+    assert measured_diameter(MODEL, Planes(discs(20), "YX"), CPU) is None
+
+
+@pytest.mark.usefixtures("knows_discs_of_24_px")
+def test_the_middle_plane_of_a_stack_is_measured() -> None:
+    stack = np.stack([discs(60), discs(30), discs(10)])
+    assert measured_diameter(MODEL, Planes(stack, "ZYX"), CPU) == pytest.approx(30, rel=0.25)
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((3, 400), "YX"), ((400, 3), "YX"), ((1, 1, 30), "TYX"),
+                                             ((40, 50, 3), "YXS")])
+def test_images_of_any_shape_can_be_measured(shape: tuple[int, ...], axes: str) -> None:
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = measured_diameter(make_model(diameter_px=24.0, any_channels=True), Planes(image, axes), CPU)
+    assert found is None or found > 0
+
+
+def test_what_is_stated_or_known_from_tuning_comes_before_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: 33.0)
+    image = [Planes(discs(20), "YX")]
+    tuned = make_model(diameter_px=24.0, image_diameter_px=50.0)
+    assert object_diameter(make_model(), image, 12.0, CPU) is None
+    assert object_diameter(MODEL, image, 12.0, CPU) == 12
+    assert object_diameter(MODEL, image, 0.0, CPU) == 33
+    assert object_diameter(tuned, image, 0.0, CPU) == 50
+    assert object_diameter(tuned, image, 12.0, CPU) == 12
+
+
+def test_settings_say_the_diameter_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: 33.0)
+    image = Planes(discs(20), "YX")
+    assert settled(InferenceConfig(), MODEL, image, CPU).diameter_px == 33
+    assert settled(InferenceConfig(), make_model(), image, CPU) == InferenceConfig()
+
+
+def test_an_image_that_cannot_be_read_says_so() -> None:
+    image = discs(20)
+    image[250, 250] = np.nan
+    with pytest.raises(ImageError, match="NaN"):
+        measured_diameter(MODEL, Planes(image, "YX"), CPU)
