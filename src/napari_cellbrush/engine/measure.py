@@ -1,0 +1,193 @@
+"""Objects → a table of their sizes, shapes and intensities, in physical units.
+
+Knows ids, pixel values and pixel sizes; knows nothing of files. Columns are plain arrays of one length, which a table
+of a viewer, a CSV file or a data frame all take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.measure import regionprops_table
+from skimage.segmentation import relabel_sequential
+
+from napari_cellbrush.config import ClassDefinition
+from napari_cellbrush.engine.axes import PixelSize
+from napari_cellbrush.errors import ImageError
+
+Columns = dict[str, NDArray[Any]]
+
+#: Power of the unit of length that each column is measured in; columns that are not here are plain numbers.
+LENGTH_POWERS = {"area": 2, "volume": 3, "equivalent_diameter": 1, "perimeter": 1, "centroid_z": 1, "centroid_y": 1,
+                 "centroid_x": 1}
+#: Units of columns that have one of their own.
+OWN_UNITS = {"orientation": "degree", "bbox_z0": "pixel", "bbox_y0": "pixel", "bbox_x0": "pixel", "bbox_z1": "pixel",
+             "bbox_y1": "pixel", "bbox_x1": "pixel"}
+
+
+def measure_objects(
+    ids: NDArray[Any], axes: str = "YX", *, image: NDArray[Any] | None = None,
+    channel_names: Sequence[str] | None = None, pixel_size: PixelSize | None = None,
+    class_map: NDArray[Any] | None = None, classes: Sequence[ClassDefinition] = (), planewise: bool = False,
+) -> Columns:
+    """Measure every object.
+
+    Parameters
+    ----------
+    ids
+        Whole numbers; 0 background.
+    axes
+        A letter of T, Z, Y, X per axis of ``ids``, in this order. Frames of a time lapse are measured one by one, so
+        that an id has a row in each frame it is in.
+    image
+        Pixel values of the shape of ``ids``, or with a channel axis in front of it.
+    channel_names
+        For the columns' names; the number of the channel, from 1, if not given.
+    pixel_size
+        Lengths, areas, volumes and centroids are in its unit. The origin is the centre of the first pixel.
+    class_map
+        Like ``ids``; k + 1 for class number k. An object's class is the most frequent one with the role "object" in it.
+    classes
+        What the numbers in ``class_map`` mean.
+    planewise
+        Measure the objects of a stack plane by plane, with areas; otherwise as bodies, with volumes.
+
+    Returns
+    -------
+    dict
+        One array per column, all with one entry per object, in the order of frames, planes and ids:
+
+        - ``id``; ``frame`` and ``plane``, from 0, where there are any.
+        - ``area`` or ``volume``; ``equivalent_diameter``, that of a disc or ball as large.
+        - ``perimeter`` by Crofton's formula in four directions (Legland et al. 2016, Bioinformatics 32, 3532; NaN
+          where pixels are not square), ``eccentricity`` and ``orientation`` of the ellipse with the same second
+          moments (the angle of its long axis to the right, anticlockwise, 0 to 180 degrees), ``solidity``, the share
+          of the convex hull that the object fills. These four in the plane only.
+        - ``centroid_z``, ``_y``, ``_x``; ``bbox_z0``, ``_y0``, ``_x0`` (first pixel) and ``bbox_z1``, ``_y1``,
+          ``_x1`` (one after the last), in pixels; ``touches_border``, of the image's Y or X.
+        - for every channel ``mean_``, ``min_``, ``max_`` and ``integrated_intensity`` (the sum of pixel values),
+          with ``_`` and the channel's name behind it where there are channels.
+        - ``class``: its name.
+
+    Raises
+    ------
+    ImageError
+        If axes or shapes do not fit, or ids are negative or not whole.
+    """
+    letters = _checked_axes(ids, axes)
+    channels = _channels(ids, image, channel_names)
+    if class_map is not None and (class_map.shape != ids.shape or not classes):
+        raise ImageError(f"Got classes of shape {class_map.shape} with {len(classes)} names for objects of shape "
+                         f"{ids.shape}", "Give the class map that the objects come from, and what its numbers mean")
+    size = pixel_size or PixelSize(1.0, 1.0)
+    body = letters.replace("T", "").replace("Z", "" if planewise else "Z")
+    outer = letters[: len(letters) - len(body)]
+    tables = []
+    for index in np.ndindex(ids.shape[: len(outer)]):
+        place = {name: index[outer.index(letter)] for letter, name in (("T", "frame"), ("Z", "plane"))
+                 if letter in outer}
+        tables.append(_measured(ids[index], body, place, {name: values[index] for name, values in channels.items()},
+                                size, None if class_map is None else class_map[index], classes))
+    if not tables:
+        raise ImageError(f"The objects of shape {ids.shape} have no plane", "Give at least one")
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def column_unit(column: str, unit: str) -> str:
+    """The unit of a column for lengths in ``unit``, for example "µm²"; empty for plain numbers."""
+    if column in OWN_UNITS:
+        return OWN_UNITS[column]
+    return f"{unit}{('', '²', '³')[LENGTH_POWERS[column] - 1]}" if column in LENGTH_POWERS else ""
+
+
+def _measured(ids: NDArray[Any], body: str, place: Mapping[str, int], channels: Mapping[str, NDArray[Any]],
+              size: PixelSize, class_map: NDArray[Any] | None, classes: Sequence[ClassDefinition]) -> Columns:
+    dense, _, originals = relabel_sequential(np.asarray(ids))
+    n = int(dense.max(initial=0))
+    numbers = np.asarray(originals[np.arange(1, n + 1)])
+    columns: Columns = {"id": numbers.astype(np.int64)}
+    columns |= {name: np.full(n, position, np.int64) for name, position in place.items()}
+    columns |= _shapes(dense, body, size)
+    inside = dense > 0
+    owners = dense[inside] - 1
+    for name, values in channels.items():
+        columns |= _intensities(owners, values[inside], n, name)
+    if class_map is not None:
+        columns["class"] = _classes(owners, class_map[inside], n, classes)
+    return columns
+
+
+def _shapes(dense: NDArray[Any], body: str, size: PixelSize) -> Columns:
+    flat = body == "YX"
+    spacing = tuple({"Z": size.z or 1.0, "Y": size.y, "X": size.x}[letter] for letter in body)
+    square = math.isclose(size.y, size.x, rel_tol=1e-6)
+    wanted = ["area", "equivalent_diameter_area", "centroid", "bbox"]
+    if flat:
+        wanted += ["eccentricity", "orientation", "solidity"] + (["perimeter_crofton"] if square else [])
+    if not dense.any():
+        # An empty table has columns too: measure one pixel, and keep none of it.
+        return {name: values[:0] for name, values in _shapes(np.ones((1,) * len(body), np.uint8), body, size).items()}
+    # regionprops takes unequal spacing for a reason to refuse perimeters, so square pixels share one number.
+    found = regionprops_table(dense, properties=wanted, spacing=(size.y, size.y) if flat and square else spacing)
+    columns: Columns = {"area" if flat else "volume": found["area"],
+                        "equivalent_diameter": found["equivalent_diameter_area"]}
+    if flat:
+        columns["perimeter"] = found["perimeter_crofton"] if square else np.full(len(found["area"]), np.nan)
+        columns["eccentricity"], columns["solidity"] = found["eccentricity"], found["solidity"]
+        columns["orientation"] = (90 + np.degrees(found["orientation"])) % 180
+    for axis, letter in enumerate(body.lower()):
+        columns[f"centroid_{letter}"] = found[f"centroid-{axis}"]
+    for end in (0, 1):
+        for axis, letter in enumerate(body.lower()):
+            columns[f"bbox_{letter}{end}"] = found[f"bbox-{axis + end * len(body)}"]
+    height, width = dense.shape[-2:]
+    columns["touches_border"] = ((columns["bbox_y0"] == 0) | (columns["bbox_x0"] == 0)
+                                 | (columns["bbox_y1"] == height) | (columns["bbox_x1"] == width))
+    return columns
+
+
+def _intensities(owners: NDArray[Any], values: NDArray[Any], n: int, channel: str) -> Columns:
+    """By sums over all objects at once, which thousands of objects need."""
+    values = values.astype(np.float64)
+    count, total = np.bincount(owners, minlength=n), np.bincount(owners, values, minlength=n)
+    lowest, highest = np.full(n, np.inf), np.full(n, -np.inf)
+    np.minimum.at(lowest, owners, values)
+    np.maximum.at(highest, owners, values)
+    behind = f"_{channel}" if channel else ""
+    return {f"mean_intensity{behind}": total / count, f"min_intensity{behind}": lowest,
+            f"max_intensity{behind}": highest, f"integrated_intensity{behind}": total}
+
+
+def _classes(owners: NDArray[Any], values: NDArray[Any], n: int, classes: Sequence[ClassDefinition]) -> NDArray[Any]:
+    n_values = len(classes) + 1
+    counts = np.bincount(owners * n_values + np.minimum(values, len(classes)), minlength=n * n_values)
+    of_objects = np.array([False] + [definition.role == "object" for definition in classes])
+    winner = np.where(of_objects, counts.reshape(n, n_values), -1).argmax(axis=1)
+    names: NDArray[Any] = np.array(["", *(definition.name for definition in classes)], dtype=object)[winner]
+    return names
+
+
+def _checked_axes(ids: NDArray[Any], axes: str) -> str:
+    letters = axes.upper()
+    if letters not in ("YX", "ZYX", "TYX", "TZYX") or ids.ndim != len(letters):
+        raise ImageError(f"Got objects of shape {ids.shape} with the axes '{axes}'",
+                         "Give one letter an axis: YX, ZYX, TYX or TZYX")
+    if ids.dtype.kind not in "iub" or (ids.size and ids.min() < 0):
+        raise ImageError(f"The objects have values of type {ids.dtype}, some below 0 or not whole",
+                         "Use 0 for background and whole numbers from 1 on for objects")
+    return letters
+
+
+def _channels(ids: NDArray[Any], image: NDArray[Any] | None, names: Sequence[str] | None) -> dict[str, NDArray[Any]]:
+    if image is None:
+        return {}
+    if image.shape == ids.shape:
+        return {names[0] if names else "": image}
+    if image.shape[1:] != ids.shape or (names and len(names) != len(image)):
+        raise ImageError(f"Got an image of shape {image.shape} with {len(names or [])} channel names for objects of "
+                         f"shape {ids.shape}", "Give the image that the objects were found in, channels in front")
+    return dict(zip(names or [str(number + 1) for number in range(len(image))], image, strict=True))
