@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from napari_cellbrush.engine.linking import link_planes
+from napari_cellbrush.errors import ImageError
+
+stacks = arrays(np.int32, st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(1, 5)),
+                elements=st.sampled_from([0, 0, 1, 2, 3, 100_000]))
+
+
+def balls(shape: tuple[int, int, int], centres: list[tuple[int, int, int]], radius: int) -> NDArray[np.uint16]:
+    ids = np.zeros(shape, np.uint16)
+    grid = np.indices(shape)
+    for number, centre in enumerate(centres, start=1):
+        ids[sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) <= radius**2] = number
+    return ids
+
+
+def test_balls_come_back_from_planes_numbered_at_random() -> None:
+    truth = balls((20, 60, 60), [(6, 15, 15), (8, 15, 40), (12, 42, 20), (10, 42, 44)], 7)
+    random = np.random.default_rng(0)
+    planes = np.stack([np.concatenate([[0], 1 + random.permutation(50)])[plane] for plane in truth])
+    linked = link_planes(planes, 0.01)
+    assert linked.max() == 4
+    assert len(set(zip(linked.ravel().tolist(), truth.ravel().tolist(), strict=True))) == 5
+
+
+@settings(deadline=None, max_examples=100)
+@given(ids=stacks, threshold=st.sampled_from([0.05, 0.3, 0.7, 1.0]))
+def test_each_object_has_at_most_one_partner_and_as_good_ones_as_possible(ids: NDArray[np.int32],
+                                                                          threshold: float) -> None:
+    linked = link_planes(ids, threshold)
+    np.testing.assert_array_equal(linked > 0, ids > 0)
+    assert sorted(set(linked.ravel().tolist()) - {0}) == list(range(1, int(linked.max(initial=0)) + 1))
+    for z, plane in enumerate(ids):
+        assert len(set(zip(plane.ravel().tolist(), linked[z].ravel().tolist(), strict=True))) == len(np.unique(plane))
+    for (below, above), (first, second) in zip(itertools.pairwise(ids), itertools.pairwise(linked), strict=True):
+        table = {(a, b): ((below == a) & (above == b)).sum() / ((below == a) | (above == b)).sum()
+                 for a in np.unique(below[below > 0]) for b in np.unique(above[above > 0])}
+        chosen = [pair for pair in table if first[below == pair[0]][0] == second[above == pair[1]][0]]
+        assert all(table[pair] >= threshold for pair in chosen)
+        assert sum(table[pair] for pair in chosen) == pytest.approx(best_sum(table, threshold))
+
+
+def best_sum(table: dict[tuple[int, int], float], threshold: float) -> float:
+    """Largest sum over one-to-one pairs, by trying all."""
+    above = sorted({b for _, b in table})
+    below = sorted({a for a, _ in table})
+    choices = [*above, *[None] * len(below)]
+    return max((sum(table[pair] for pair in zip(below, choice, strict=True)
+                    if pair[1] is not None and table[pair] >= threshold)
+                for choice in set(itertools.permutations(choices, len(below)))), default=0.0)
+
+
+def test_an_empty_plane_ends_an_object() -> None:
+    ids = np.array([[[1, 1]], [[0, 0]], [[1, 1]]], np.uint8)
+    np.testing.assert_array_equal(link_planes(ids)[:, 0, 0], [1, 0, 2])
+
+
+@pytest.mark.parametrize("ids", [np.zeros((3, 3), int), np.zeros((2, 3, 3)), np.full((1, 2, 2), -1)])
+def test_what_is_no_stack_of_ids_is_refused(ids: NDArray[np.generic]) -> None:
+    with pytest.raises(ImageError, match="ZYX"):
+        link_planes(ids)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.5])
+def test_a_threshold_out_of_bounds_is_refused(threshold: float) -> None:
+    with pytest.raises(ImageError, match=str(threshold)):
+        link_planes(np.zeros((1, 2, 2), np.uint8), threshold)
