@@ -24,9 +24,10 @@ OutputKind = Literal["classes", "objects", "probabilities"]
 ClassRole = Literal["background", "object", "boundary"]
 
 
-def _setting(default: Any, title: str, help: str, *, unit: str = "", advanced: bool = True, **bounds: Any) -> Any:
-    """A pydantic field that also knows its unit and whether the first screen shows it."""
-    extra: dict[str, JsonValue] = {"unit": unit, "advanced": advanced}
+def _setting(default: Any, title: str, help: str, *, unit: str = "", zero: str = "", advanced: bool = True,
+             **bounds: Any) -> Any:
+    """A pydantic field that also knows its unit, what 0 means in a word, and whether the first screen shows it."""
+    extra: dict[str, JsonValue] = {"unit": unit, "zero": zero, "advanced": advanced}
     return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -149,7 +150,7 @@ class TrainingConfig(Settings):
                               advanced=False, ge=1, le=1_000_000)
     diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the painted objects, in image pixels, "
                                   "by which images are rescaled for the base; 0 measures it.", unit="px",
-                                  advanced=False, ge=0, le=2000)
+                                  zero="automatic", advanced=False, ge=0, le=2000)
     learning_rate: float = _setting(5e-4, "Learning rate", "Largest step size, reached after the warm-up.",
                                     ge=1e-5, le=3e-3)
     optimiser: OptimiserName = _setting("adamw", "Optimiser", "adamw, adam, or sgd as in the 2015 paper.")
@@ -185,11 +186,11 @@ class InferenceConfig(Settings):
     """How a model is run over an image. Object diameter and smallest object change the result, the rest rounding."""
 
     tile_size_px: int = _setting(0, "Tile size", "Side of the square the network reads at once; 0 chooses one that "
-                                 "fits the free memory.", unit="px", ge=0, le=8192)
+                                 "fits the free memory.", unit="px", zero="automatic", ge=0, le=8192)
     precision: Precision = _setting("auto", "Precision", "auto: half precision where the device is faster with it.")
     diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the objects to find, in image pixels, "
                                   "by which images are rescaled for the model; 0 uses what the model was tuned on, "
-                                  "or measures it.", unit="px", advanced=False, ge=0, le=2000)
+                                  "or measures it.", unit="px", zero="automatic", advanced=False, ge=0, le=2000)
     min_object_px: int = _setting(16, "Smallest object", "Objects with fewer pixels are left out.", unit="px",
                                   advanced=False, ge=0, le=10_000_000)
 

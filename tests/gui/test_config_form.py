@@ -90,6 +90,26 @@ def test_numbers_out_of_bounds_or_unfinished_go_back_to_the_last_value(qtbot, fo
     assert form.value().learning_rate == 5e-4
 
 
+def test_a_zero_with_a_meaning_is_shown_as_a_word_and_can_be_typed_over_and_back(qtbot):
+    form = ConfigForm(InferenceConfig)
+    qtbot.addWidget(form)
+    for kind, name in ((QDoubleSpinBox, "diameter_px"), (QSpinBox, "tile_size_px")):
+        box = form.findChild(kind, name)
+        assert box.text() == "automatic"
+        type_into(qtbot, box, "300")
+        assert getattr(form.value(), name) == 300
+        assert box.text() == "300 px"
+        qtbot.keyClick(box, Qt.Key.Key_End)
+        type_into(qtbot, box, "0")
+        qtbot.keyClick(box, Qt.Key.Key_Return)
+        assert getattr(form.value(), name) == 0
+        assert box.text() == "automatic"
+        qtbot.keyClick(box, Qt.Key.Key_End)
+        qtbot.keyClick(box, Qt.Key.Key_Backspace)
+        qtbot.keyClick(box, Qt.Key.Key_Return)
+        assert getattr(form.value(), name) == 0
+
+
 def test_letters_cannot_be_typed_into_a_number(qtbot, form):
     box = form.findChild(QDoubleSpinBox, "learning_rate")
     type_into(qtbot, box, "abc")

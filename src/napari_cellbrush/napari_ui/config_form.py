@@ -111,7 +111,7 @@ class NumberBox(QDoubleSpinBox):
         value = self._parse(bare)
         if value is not None and self._bounds.contains(value):
             state = QValidator.State.Acceptable
-        elif all(letter in "0123456789.,eE+-" for letter in bare):
+        elif all(letter in "0123456789.,eE+-" + self.specialValueText() for letter in bare):
             state = QValidator.State.Intermediate
         else:
             state = QValidator.State.Invalid
@@ -135,6 +135,8 @@ class NumberBox(QDoubleSpinBox):
         self.selectAll()
 
     def _parse(self, text: str) -> float | None:
+        if text and text == self.specialValueText():
+            return self.minimum()
         try:
             value = float(text.removesuffix(self.suffix()).strip().replace(",", "."))
         except ValueError:
@@ -226,6 +228,8 @@ def _make_editor(field: FieldInfo) -> _Editor:
     unit = _extra(field, "unit")
     if isinstance(editor.widget, QSpinBox | QDoubleSpinBox) and unit:
         editor.widget.setSuffix(unit if unit == "°" else f" {unit}")
+    if isinstance(editor.widget, QSpinBox | QDoubleSpinBox):
+        editor.widget.setSpecialValueText(_extra(field, "zero"))
     return editor
 
 

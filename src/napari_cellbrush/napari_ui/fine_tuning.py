@@ -108,7 +108,8 @@ class FineTuning(QObject):
         elif isinstance(event, BaseScoring):
             self._run.say("Scoring the base on the held-out strokes…")
         elif isinstance(event, TrainingStarted):
-            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision}).")
+            size = f" Objects are taken to be {event.diameter_px:.0f} px across." if event.diameter_px else ""
+            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision}).{size}")
         if isinstance(event, TrainingStep):
             self._latest = event
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -215,6 +215,8 @@ class SegmentationTarget:
     earlier_objects: NDArray[Any] | None = None
     #: Hash of the model that made them.
     earlier_model: str = ""
+    #: Object diameter that an earlier run measured; 0 for none.
+    diameter_px: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,16 +271,19 @@ def segment(task: SegmentationTask, stop: StopToken) -> Generator[SegmentationEv
     """Segment images one after the other, tile by tile."""
     _load_torch()
     from napari_cellbrush.engine.device import choose_device
+    from napari_cellbrush.engine.diameter import settled
     from napari_cellbrush.engine.model_file import find_model, read_model
     from napari_cellbrush.export.provenance import mask_provenance
 
     model = read_model(find_model(task.model))
     device = choose_device(task.device_name)
     for number, target in enumerate(task.targets):
-        provenance = mask_provenance(model, output=task.output, config=task.config, image_name=target.planes.name)
-        yield TargetStarted(number, provenance)
         try:
-            yield from _segment_target(number, target, task, model, device, stop)
+            known = task.config if task.config.diameter_px else task.config.replace(diameter_px=target.diameter_px)
+            config = settled(known, model, target.planes, device)
+            provenance = mask_provenance(model, output=task.output, config=config, image_name=target.planes.name)
+            yield TargetStarted(number, provenance)
+            yield from _segment_target(number, target, replace(task, config=config), model, device, stop)
         except (ImageError, ModelError) as error:
             if len(task.targets) == 1:
                 raise

@@ -6,6 +6,7 @@ Layers are made before the run and never during a drag; the selection and the un
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,12 @@ class Segmenting(QObject):
         self._latest: tuple[int, TileSegmented] | None = None
         self._began = 0.0
         self._what = ""
+        #: Keys of the images of a run, in their order.
+        self._keys: list[str] = []
+        #: In words, what the last image's scale is.
+        self._size = ""
+        #: Object diameter in pixels that was measured, by image and model.
+        self._diameters: dict[tuple[str, str], float] = {}
         self._n_objects: int | None = None
         self._problems: list[str] = []
         self._lost_layer = False
@@ -65,6 +72,7 @@ class Segmenting(QObject):
                 viewer_layers.remove(layer)
             self._run.end(str(error), "error")
             return
+        self._size = ""
         self._latest, self._n_objects, self._problems, self._lost_layer = None, None, [], False
         self._began = time.perf_counter()
         self._run.begin(f"Loading '{task.model}'…")
@@ -84,6 +92,7 @@ class Segmenting(QObject):
         images = [image for image in chosen if image is not None]
         # First everything that can fail, then the layers.
         bare = [self._target(image, scope) for image in images]
+        self._keys = [image.key for image in images]
         model = session.find_model(session.model)
         classes = model.card.classes if model is not None else session.classes
         self._whole = scope in ("layer", "all")
@@ -107,7 +116,8 @@ class Segmenting(QObject):
             planes,
             indices=(here,) if scope in ("view", "slice") else tuple(nearest),
             region=region if scope == "view" else None,
-            centre=layers.centre_of(region) if region else None)
+            centre=layers.centre_of(region) if region else None,
+            diameter_px=self._diameters.get((image.key, self._session.model), 0.0))
 
     def _visible_region(self, layer: Layer, image: ImageEntry, required: bool) -> layers.Region | None:
         dims = self._bench.book.viewer.dims
@@ -124,9 +134,8 @@ class Segmenting(QObject):
         """What is known of the rest of the planes, which objects that reach into it need."""
         if sheet.objects is None or sheet.classes is None:
             return target
-        return runs.SegmentationTarget(
-            target.planes, target.indices, target.region, target.centre, np.array(sheet.array(sheet.classes)),
-            np.array(sheet.array(sheet.objects)), sheet.model_hash)
+        return replace(target, earlier_classes=np.array(sheet.array(sheet.classes)),
+                       earlier_objects=np.array(sheet.array(sheet.objects)), earlier_model=sheet.model_hash)
 
     # ------------------------------------------------------------------------------------------------ during
 
@@ -152,9 +161,16 @@ class Segmenting(QObject):
             self._write(sheet, event.event)
             self._latest = event.target, event.event
         elif isinstance(event.event, InferenceStarted):
-            self._say(f"Segmenting {self._what} ({event.event.precision}).")
+            self._hear_diameter(event.target, event.event.diameter_px)
+            self._say(f"Segmenting {self._what} ({event.event.precision}).{self._size}")
         elif isinstance(event.event, TileSizeReduced):
             self._say(f"The memory was too small; going on with tiles of {event.event.tile_size} px.")
+
+    def _hear_diameter(self, target: int, diameter_px: float | None) -> None:
+        """Measured once per image and model: a second look at another view would find another size."""
+        self._size = f" Objects are taken to be {diameter_px:.0f} px across." if diameter_px else ""
+        if diameter_px and not self._session.inference_config.diameter_px:
+            self._diameters[self._keys[target], self._session.model] = diameter_px
 
     def _say(self, text: str) -> None:
         if self._job is not None and not self._job.thread_side.stop.stopped:
@@ -196,8 +212,8 @@ class Segmenting(QObject):
     def _on_finished(self, _: None) -> None:
         took = duration_in_words(time.perf_counter() - self._began)
         objects = f" {self._n_objects:,} objects." if self._n_objects is not None else ""
-        problems = " ".join(["", *self._problems])
-        self._end(f"Segmented {self._what} in {took}.{objects}{problems}", "warning" if self._problems else "success")
+        text = " ".join([f"Segmented {self._what} in {took}.{objects}{self._size}", *self._problems])
+        self._end(text, "warning" if self._problems else "success")
 
     def _on_stopped(self, _: None) -> None:
         if self._lost_layer:
