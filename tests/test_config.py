@@ -10,6 +10,7 @@ from napari_cellbrush.config import (
     AugmentationConfig,
     InferenceConfig,
     NetworkConfig,
+    ObjectsConfig,
     Settings,
     TrainingConfig,
     classes_from_names,
@@ -17,7 +18,7 @@ from napari_cellbrush.config import (
 )
 from napari_cellbrush.errors import ConfigError
 
-ALL = [NetworkConfig, AugmentationConfig, TrainingConfig, InferenceConfig]
+ALL = [NetworkConfig, AugmentationConfig, TrainingConfig, InferenceConfig, ObjectsConfig]
 
 
 @pytest.mark.parametrize("settings", ALL)
