@@ -182,19 +182,6 @@ class TrainingConfig(Settings):
     augmentation: AugmentationConfig = Field(AugmentationConfig(), title="Augmentation")
 
 
-class InferenceConfig(Settings):
-    """How a model is run over an image. Object diameter and smallest object change the result, the rest rounding."""
-
-    tile_size_px: int = _setting(0, "Tile size", "Side of the square the network reads at once; 0 chooses one that "
-                                 "fits the free memory.", unit="px", zero="automatic", ge=0, le=8192)
-    precision: Precision = _setting("auto", "Precision", "auto: half precision where the device is faster with it.")
-    diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the objects to find, in image pixels, "
-                                  "by which images are rescaled for the model; 0 uses what the model was tuned on, "
-                                  "or measures it.", unit="px", zero="automatic", advanced=False, ge=0, le=2000)
-    min_object_px: int = _setting(16, "Smallest object", "Objects with fewer pixels are left out.", unit="px",
-                                  advanced=False, ge=0, le=10_000_000)
-
-
 class ObjectsConfig(Settings):
     """How objects are found in class probabilities. A pixel's score is P(cell) minus P(boundary), after smoothing."""
 
@@ -211,6 +198,18 @@ class ObjectsConfig(Settings):
                                   advanced=False, ge=0, le=10_000_000)
     clear_border: bool = _setting(False, "Clear border", "Leave out objects that touch the image's border.",
                                   advanced=False)
+
+
+class InferenceConfig(Settings):
+    """How a model is run over an image. The diameter and how objects are found change the result, the rest rounding."""
+
+    tile_size_px: int = _setting(0, "Tile size", "Side of the square the network reads at once; 0 chooses one that "
+                                 "fits the free memory.", unit="px", zero="automatic", ge=0, le=8192)
+    precision: Precision = _setting("auto", "Precision", "auto: half precision where the device is faster with it.")
+    diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the objects to find, in image pixels, "
+                                  "by which images are rescaled for the model; 0 uses what the model was tuned on, "
+                                  "or measures it.", unit="px", zero="automatic", advanced=False, ge=0, le=2000)
+    objects: ObjectsConfig = Field(ObjectsConfig(), title="Objects")
 
 
 def load_config(path: Path) -> TrainingConfig:

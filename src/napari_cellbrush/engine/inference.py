@@ -22,7 +22,8 @@ from napari_cellbrush.engine.device import Device, choose_device, free_memory, i
 from napari_cellbrush.engine.diameter import object_diameter
 from napari_cellbrush.engine.geometry import UNetGeometry
 from napari_cellbrush.engine.model import Model
-from napari_cellbrush.engine.objects import objects_from_classes
+from napari_cellbrush.engine.object_blocks import number_objects
+from napari_cellbrush.engine.objects import as_bytes
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.predictor import TilePredictor, most_probable, precision_of
 from napari_cellbrush.engine.resampling import Resampled
@@ -165,20 +166,20 @@ def segment_into_array(
     stop: StopToken | None = None,
 ) -> Generator[InferenceEvent, None, NDArray[np.generic]]:
     """The same as :func:`segment_array`, for whoever wants to hear how far it is."""
-    config = config or InferenceConfig()
-    shape = planes.spatial_shape
-    classes = np.zeros(shape, np.uint8)
-    probabilities = np.zeros((model.n_classes, *shape), np.float32) if output == "probabilities" else None
+    config, stop = config or InferenceConfig(), stop or StopToken()
+    n_classes = 1 if output == "classes" else model.n_classes
+    answers = np.zeros((n_classes, *planes.spatial_shape), np.float32 if output == "probabilities" else np.uint8)
     for event in segment_planes(model, planes, config=config, device=device, stop=stop):
         if isinstance(event, TileSegmented):
-            place: tuple[int | slice, ...] = (*event.plane, event.rows, event.columns)
-            classes[place] = event.classes
-            if probabilities is not None:
-                probabilities[(slice(None), *place)] = event.probabilities
+            place: tuple[int | slice, ...] = (slice(None), *event.plane, event.rows, event.columns)
+            if output == "classes":
+                answers[place] = event.classes
+            else:
+                answers[place] = as_bytes(event.probabilities) if output == "objects" else event.probabilities
         yield event
-    if probabilities is not None:
-        return probabilities
-    return objects_from_classes(classes, model.card.classes, config.min_object_px) if output == "objects" else classes
+    if output == "objects":
+        return number_objects(answers, model.card.classes, config.objects, stop=stop)
+    return answers[0] if output == "classes" else answers
 
 
 def tile_size(config: InferenceConfig, model: Model, device: Device) -> int:

@@ -20,6 +20,7 @@ from scipy import sparse
 
 from napari_cellbrush.config import ClassDefinition, ObjectsConfig
 from napari_cellbrush.engine.objects import (
+    ObjectIds,
     Window,
     check_probabilities,
     first_pixels,
@@ -38,7 +39,52 @@ BLOCK_PX = 1024
 #: Objects smaller than this come out as if the image had been looked at in one piece.
 OVERLAP_PX = 128
 
+#: The same for planes that are in memory anyway: an ordinary image is one block, and a block needs half a gigabyte.
+_LARGE_BLOCK_PX, _LARGE_OVERLAP_PX = 3072, 256
+
 IdsOfWindow = Callable[[Window], NDArray[np.int32]]
+
+
+def number_objects(
+    probabilities: NDArray[np.float32] | NDArray[np.uint8], classes: Sequence[ClassDefinition],
+    config: ObjectsConfig | None = None, *, indices: Sequence[tuple[int, ...]] | None = None,
+    earlier: NDArray[Any] | None = None, stop: StopToken | None = None,
+) -> ObjectIds:
+    """Number the objects of a stack of planes of any size, or of some of its planes.
+
+    Parameters
+    ----------
+    probabilities
+        K, any stack axes, YX: float32 in [0, 1], or uint8 in 255ths (see :func:`.objects.as_bytes`).
+    classes, config
+        See :func:`.objects.objects_from_probabilities`.
+    indices
+        The planes to number anew, along the stack axes; all if not given.
+    earlier
+        Ids on all planes, of which those of other planes stay. Without them, all planes are numbered.
+    stop
+        Looked at before every plane and block; what is not yet numbered holds 0.
+
+    Returns
+    -------
+    NDArray
+        Stack axes + YX, uint16 or uint32; no id on two planes.
+    """
+    shape = probabilities.shape[1:]
+    chosen = list(np.ndindex(shape[:-2])) if indices is None or earlier is None else sorted(indices)
+    ids = np.zeros(shape, np.uint32) if earlier is None else earlier.astype(np.uint32)
+    for index in chosen:
+        ids[index] = 0
+    highest = int(ids.max(initial=0))
+    for index in chosen:
+        if stop and stop.stopped:
+            break
+        place: tuple[int | slice, ...] = (slice(None), *index)
+        plane = blockwise_objects_from_probabilities(probabilities[place], classes, config, block_px=_LARGE_BLOCK_PX,
+                                                     overlap_px=_LARGE_OVERLAP_PX, stop=stop)
+        ids[index] = np.where(plane > 0, plane.astype(np.uint32) + np.uint32(highest), 0)
+        highest += int(plane.max(initial=0))
+    return narrowed(ids, highest)
 
 
 def blockwise_objects_from_classes(

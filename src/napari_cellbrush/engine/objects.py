@@ -26,6 +26,8 @@ ObjectIds = NDArray[np.uint16] | NDArray[np.uint32]
 #: Heights of the landscape that probabilities are cut into. More do not change the average precision.
 _LEVELS = 64
 _ROLES: tuple[ClassRole, ...] = ("background", "object", "boundary")
+#: The byte that stands for a probability of 1.
+MOST = 255
 #: A Gaussian is cut off at this many standard deviations.
 _TRUNCATE = 3.0
 
@@ -106,9 +108,15 @@ def objects_from_classes(
     return _stack_objects(class_map.shape, lambda index: ids_from_classes(class_map[index], classes), config, stop)
 
 
+def as_bytes(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Probabilities in 255ths: a quarter of the memory, and finer than the levels they are cut into."""
+    rounded: NDArray[np.uint8] = np.rint(probabilities * np.float32(MOST)).astype(np.uint8)
+    return rounded
+
+
 def objects_from_probabilities(
-    probabilities: NDArray[np.float32], classes: Sequence[ClassDefinition], config: ObjectsConfig | None = None, *,
-    stop: StopToken | None = None,
+    probabilities: NDArray[np.float32] | NDArray[np.uint8], classes: Sequence[ClassDefinition],
+    config: ObjectsConfig | None = None, *, stop: StopToken | None = None,
 ) -> ObjectIds:
     """Number the objects of class probabilities, by a watershed that starts where a cell is surest.
 
@@ -121,7 +129,7 @@ def objects_from_probabilities(
     Parameters
     ----------
     probabilities
-        KYX float32 in [0, 1], or K, any stack axes, YX. A pixel of zeros is background.
+        KYX float32 in [0, 1] or uint8 in 255ths, or K, any stack axes, YX. A pixel of zeros is background.
     classes
         What the K classes mean. Touching cells of different object classes stay two objects where each has a seed.
     config
@@ -143,7 +151,7 @@ def objects_from_probabilities(
     config = config or ObjectsConfig()
 
     def plane(index: tuple[int, ...]) -> NDArray[np.int32]:
-        values: NDArray[np.float32] = probabilities[(slice(None), *index)]  # type: ignore[arg-type]
+        values: NDArray[Any] = probabilities[(slice(None), *index)]  # type: ignore[arg-type]
         whole = Window.whole(values.shape[1:])
         return ids_from_probabilities(values, whole, whole, classes, config)
 
@@ -172,7 +180,7 @@ def ids_from_classes(class_map: NDArray[np.uint8], classes: Sequence[ClassDefini
     return flooded(seeds, np.where(boundary, 0, NEVER).astype(np.uint8))
 
 
-def ids_from_probabilities(probabilities: NDArray[np.floating[Any]], read: Window, window: Window,
+def ids_from_probabilities(probabilities: NDArray[Any], read: Window, window: Window,
                            classes: Sequence[ClassDefinition], config: ObjectsConfig) -> NDArray[np.int32]:
     """Objects of a window, with any ids ≥ 1; see :func:`objects_from_probabilities`.
 
@@ -182,6 +190,8 @@ def ids_from_probabilities(probabilities: NDArray[np.floating[Any]], read: Windo
         KYX over the window ``read``: ``window`` and at least :func:`score_reach` pixels around it.
     """
     values = probabilities.astype(np.float32, copy=False)
+    if probabilities.dtype == np.uint8:
+        values *= np.float32(1 / MOST)
     background, cell, boundary = (_smoothed(_total(values, classes, role), config) for role in _ROLES)
     foreground, score = np.maximum(cell, boundary) > background, cell - boundary
     # A pixel is inside rather than at a boundary where its score is not negative.

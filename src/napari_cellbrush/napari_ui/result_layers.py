@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from napari_cellbrush.config import ClassDefinition, OutputKind
 from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.layer_book import LayerBook
+from napari_cellbrush.napari_ui.runs import Answers
 from napari_cellbrush.session import ImageEntry, Session
 
 
@@ -29,6 +30,8 @@ class Sheet:
     classes: Labels | None = None
     objects: Labels | None = None
     probabilities: list[Image] = field(default_factory=list)
+    #: Behind the objects.
+    answers: Answers = field(default_factory=Answers)
 
     def layers(self) -> list[Layer]:
         """All of them."""
@@ -63,6 +66,9 @@ class ResultLayers:
         self._edited: set[str] = set()
         #: Classes of the model behind each layer of classes.
         self._classes: dict[str, tuple[ClassDefinition, ...]] = {}
+        #: Behind each layer of objects.
+        self._answers: dict[str, Answers] = {}
+        book.removed.connect(lambda key: self._answers.pop(key, None))
         session.classes_changed.connect(self._on_classes_changed)
 
     def sheet(self, image: ImageEntry, output: OutputKind, classes: Sequence[ClassDefinition], *,
@@ -96,6 +102,7 @@ class ResultLayers:
         if output == "objects":
             sheet.objects = self._labels(image, layer, "objects", np.dtype(np.uint16), fresh)
             sheet.objects.visible = True
+            sheet.answers = self._answers.setdefault(str(sheet.objects.unique_id), Answers())
         return sheet
 
     def holds_whole_of_another(self, image: ImageEntry, model: str) -> bool:

@@ -6,9 +6,8 @@ hold no layer. The engine is imported inside the functions, because torch takes 
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -201,6 +200,26 @@ def _saved(result: TrainingResult, name: str) -> Tuned:
 # ----------------------------------------------------------------------------------------------------- segment
 
 
+@dataclass(eq=False)
+class Answers:
+    """What a model said of an image, kept from run to run: objects reach beyond the part that is segmented anew.
+
+    Belongs to the worker while a run is under way.
+    """
+
+    #: Hash of the model; empty while there are no answers.
+    model_hash: str = ""
+    #: K + stack axes + YX, in 255ths; 0 where nothing was segmented yet.
+    probabilities: NDArray[np.uint8] | None = None
+
+    def of(self, model: Model, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], bool]:
+        """The probabilities, to be written to, and whether the same model had written there before."""
+        same = self.probabilities is not None and self.model_hash == model.weights_hash
+        if self.probabilities is None or not same:
+            self.model_hash, self.probabilities = model.weights_hash, np.zeros((model.n_classes, *shape), np.uint8)
+        return self.probabilities, same
+
+
 @dataclass(frozen=True, eq=False)
 class SegmentationTarget:
     """One image to segment, or a part of it."""
@@ -210,11 +229,9 @@ class SegmentationTarget:
     indices: tuple[tuple[int, ...], ...]
     region: tuple[slice, slice] | None = None
     centre: tuple[float, float] | None = None
-    #: Earlier results, stack axes + YX, copies; only looked at where objects are wanted and the model is the same.
-    earlier_classes: NDArray[np.uint8] | None = None
+    #: Where objects are wanted: earlier answers, and a copy of the objects made of them, stack axes + YX.
+    answers: Answers | None = None
     earlier_objects: NDArray[Any] | None = None
-    #: Hash of the model that made them.
-    earlier_model: str = ""
     #: Object diameter that an earlier run measured; 0 for none.
     diameter_px: float = 0.0
 
@@ -295,61 +312,21 @@ def segment(task: SegmentationTask, stop: StopToken) -> Generator[SegmentationEv
 def _segment_target(number: int, target: SegmentationTarget, task: SegmentationTask, model: Model, device: Device,
                     stop: StopToken) -> Generator[SegmentationEvent, None, None]:
     from napari_cellbrush.engine.inference import segment_planes
+    from napari_cellbrush.engine.object_blocks import number_objects
+    from napari_cellbrush.engine.objects import as_bytes
 
-    same = target.earlier_classes is not None and target.earlier_model == model.weights_hash
-    classes = None
-    if task.output == "objects":
-        classes = target.earlier_classes if same else np.zeros(target.planes.spatial_shape, np.uint8)
+    kept, same = target.answers.of(model, target.planes.spatial_shape) if target.answers else (None, False)
     for event in segment_planes(model, target.planes, config=task.config, device=device, indices=target.indices,
                                 region=target.region, centre=target.centre, stop=stop):
-        if classes is not None and isinstance(event, TileSegmented):
-            place: tuple[int | slice, ...] = (*event.plane, event.rows, event.columns)
-            classes[place] = event.classes
+        if kept is not None and isinstance(event, TileSegmented):
+            place: tuple[int | slice, ...] = (slice(None), *event.plane, event.rows, event.columns)
+            kept[place] = as_bytes(event.probabilities)
         yield TargetEvent(number, event)
-    if classes is not None and not stop.stopped:
-        earlier = target.earlier_objects if same else None
-        ids = number_objects(classes, model.card.classes, task.config.min_object_px, target.indices, earlier)
-        yield ObjectsNumbered(number, ids, int(np.count_nonzero(np.bincount(ids.ravel())[1:])))
-
-
-def number_objects(
-    classes: NDArray[np.uint8],
-    definitions: Sequence[ClassDefinition],
-    min_object_px: int,
-    indices: Sequence[tuple[int, ...]],
-    earlier: NDArray[Any] | None,
-) -> NDArray[Any]:
-    """Objects of a whole class map, or of some planes next to those numbered earlier on the others.
-
-    Parameters
-    ----------
-    classes
-        Stack axes + YX uint8.
-    definitions, min_object_px
-        See :func:`napari_cellbrush.engine.objects.objects_from_classes`.
-    indices
-        The planes to number.
-    earlier
-        Ids of the other planes, like ``classes``; they stay. None numbers all planes.
-
-    Returns
-    -------
-    NDArray
-        Like ``classes``, uint16 or uint32; no id on two planes.
-    """
-    from napari_cellbrush.engine.objects import objects_from_classes
-
-    if earlier is None or len(indices) == math.prod(classes.shape[:-2]):
-        return objects_from_classes(classes, definitions, min_object_px)
-    ids = earlier.astype(np.uint32)
-    for index in indices:
-        ids[index] = 0
-    highest = int(ids.max())
-    for index in indices:
-        plane = objects_from_classes(classes[index], definitions, min_object_px)
-        ids[index] = np.where(plane > 0, plane.astype(np.uint32) + highest, 0)
-        highest += int(plane.max())
-    return ids.astype(np.uint16) if highest <= np.iinfo(np.uint16).max else ids
+    if kept is not None and not stop.stopped:
+        ids = number_objects(kept, model.card.classes, task.config.objects, indices=target.indices,
+                             earlier=target.earlier_objects if same else None, stop=stop)
+        if not stop.stopped:
+            yield ObjectsNumbered(number, ids, int(np.count_nonzero(np.bincount(ids.ravel())[1:])))
 
 
 # ------------------------------------------------------------------------------------------------------ export

@@ -132,10 +132,12 @@ class Segmenting(QObject):
     @staticmethod
     def _with_earlier(target: runs.SegmentationTarget, sheet: Sheet) -> runs.SegmentationTarget:
         """What is known of the rest of the planes, which objects that reach into it need."""
-        if sheet.objects is None or sheet.classes is None:
+        if sheet.objects is None:
             return target
-        return replace(target, earlier_classes=np.array(sheet.array(sheet.classes)),
-                       earlier_objects=np.array(sheet.array(sheet.objects)), earlier_model=sheet.model_hash)
+        if sheet.answers.model_hash != sheet.model_hash:
+            # Another model has written there since.
+            sheet.answers.model_hash = ""
+        return replace(target, answers=sheet.answers, earlier_objects=np.array(sheet.array(sheet.objects)))
 
     # ------------------------------------------------------------------------------------------------ during
 
