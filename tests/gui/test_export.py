@@ -157,7 +157,7 @@ def test_what_a_model_made_says_so_in_the_file(viewer, workspace, person, image,
     note = read_provenance(tmp_path / "cells.tif")
     assert note["model"] == "tiny"
     assert len(note["model_weights_sha256"]) == 64
-    assert note["settings"]["min_object_px"] == workspace.session.inference_config.min_object_px
+    assert note["settings"] == workspace.session.inference_config.model_dump()
 
 
 def test_channels_between_other_axes_leave_no_trace_in_the_file(viewer, workspace, person, tmp_path):

@@ -11,7 +11,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
 from napari_cellbrush import api
-from napari_cellbrush.config import DEFAULT_CLASSES
+from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, ObjectsConfig
 from napari_cellbrush.engine import inference
 from napari_cellbrush.engine.model_file import add_to_library
 from napari_cellbrush.events import InferenceStarted, TileSegmented
@@ -213,7 +213,7 @@ def test_an_image_out_of_sight_is_said_to_be(viewer, ready, person):
 
 def test_slices_of_a_stack_add_up_and_objects_keep_different_ids(viewer, workspace, person):
     viewer.add_image(np.random.default_rng(0).random((3, 70, 60)).astype(np.float32), name="stack")
-    workspace.session.inference_config = workspace.session.inference_config.replace(objects={"min_object_px": 1, "smoothing_px": 0})
+    workspace.session.inference_config = InferenceConfig(objects=ObjectsConfig(min_object_px=1, smoothing_px=0))
     workspace.session.set_options(scope="slice", output="objects")
     for plane in (2, 0):
         viewer.dims.set_current_step(0, plane)
