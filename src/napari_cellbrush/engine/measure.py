@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import regionprops_table
 from skimage.segmentation import relabel_sequential
 
 from napari_cellbrush.config import ClassDefinition
 from napari_cellbrush.engine.axes import PixelSize
+from napari_cellbrush.engine.shapes import boxes, centroids, convex_areas, ellipses, perimeters, runs_of
 from napari_cellbrush.errors import ImageError
 
 Columns = dict[str, NDArray[Any]]
@@ -111,7 +111,7 @@ def _measured(ids: NDArray[Any], body: str, place: Mapping[str, int], channels: 
     numbers = np.asarray(originals[np.arange(1, n + 1)])
     columns: Columns = {"id": numbers.astype(np.int64)}
     columns |= {name: np.full(n, position, np.int64) for name, position in place.items()}
-    columns |= _shapes(dense, body, size)
+    columns |= _shapes(dense, n, body, size)
     inside = dense > 0
     owners = dense[inside] - 1
     for name, values in channels.items():
@@ -121,32 +121,30 @@ def _measured(ids: NDArray[Any], body: str, place: Mapping[str, int], channels: 
     return columns
 
 
-def _shapes(dense: NDArray[Any], body: str, size: PixelSize) -> Columns:
+def _shapes(dense: NDArray[Any], n: int, body: str, size: PixelSize) -> Columns:
+    if not n:
+        # An empty table has columns too: measure one pixel, and keep none of it.
+        one = _shapes(np.ones((1,) * len(body), np.uint8), 1, body, size)
+        return {name: values[:0] for name, values in one.items()}
     flat = body == "YX"
     spacing = tuple({"Z": size.z or 1.0, "Y": size.y, "X": size.x}[letter] for letter in body)
-    square = math.isclose(size.y, size.x, rel_tol=1e-6)
-    wanted = ["area", "equivalent_diameter_area", "centroid", "bbox"]
+    runs = runs_of(dense)
+    low, high = boxes(runs)
+    pixels = runs.total(runs.length)
+    extent = pixels * math.prod(spacing)
+    columns: Columns = {"area" if flat else "volume": extent,
+                        "equivalent_diameter": (2 * len(body) * extent / math.pi) ** (1 / len(body))}
     if flat:
-        wanted += ["eccentricity", "orientation", "solidity"] + (["perimeter_crofton"] if square else [])
-    if not dense.any():
-        # An empty table has columns too: measure one pixel, and keep none of it.
-        return {name: values[:0] for name, values in _shapes(np.ones((1,) * len(body), np.uint8), body, size).items()}
-    # regionprops takes unequal spacing for a reason to refuse perimeters, so square pixels share one number.
-    found = regionprops_table(dense, properties=wanted, spacing=(size.y, size.y) if flat and square else spacing)
-    columns: Columns = {"area" if flat else "volume": found["area"],
-                        "equivalent_diameter": found["equivalent_diameter_area"]}
-    if flat:
-        columns["perimeter"] = found["perimeter_crofton"] if square else np.full(len(found["area"]), np.nan)
-        columns["eccentricity"], columns["solidity"] = found["eccentricity"], found["solidity"]
-        columns["orientation"] = (90 + np.degrees(found["orientation"])) % 180
-    for axis, letter in enumerate(body.lower()):
-        columns[f"centroid_{letter}"] = found[f"centroid-{axis}"]
-    for end in (0, 1):
-        for axis, letter in enumerate(body.lower()):
-            columns[f"bbox_{letter}{end}"] = found[f"bbox-{axis + end * len(body)}"]
-    height, width = dense.shape[-2:]
-    columns["touches_border"] = ((columns["bbox_y0"] == 0) | (columns["bbox_x0"] == 0)
-                                 | (columns["bbox_y1"] == height) | (columns["bbox_x1"] == width))
+        square = math.isclose(size.y, size.x, rel_tol=1e-6)
+        eccentricity, angle = ellipses(runs, low, (size.y, size.x))
+        columns["perimeter"] = size.y * perimeters(dense, n) if square else np.full(n, np.nan)
+        columns["eccentricity"], columns["solidity"] = eccentricity, pixels / convex_areas(runs, low, high)
+        columns["orientation"] = (90 + np.degrees(angle)) % 180
+    for letter, values, step in zip(body.lower(), centroids(runs, low), spacing, strict=True):
+        columns[f"centroid_{letter}"] = values * step
+    for end, corner in enumerate((low, high)):
+        columns |= {f"bbox_{letter}{end}": values for letter, values in zip(body.lower(), corner, strict=True)}
+    columns["touches_border"] = ((low[-2:] == 0) | (dense.shape[-2:] == high[-2:].T).T).any(axis=0)
     return columns
 
 
