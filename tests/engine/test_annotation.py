@@ -24,6 +24,7 @@ from napari_cellbrush.engine.annotation import (
     StrokeSampler,
     collect_annotation,
     hold_out,
+    in_classes,
     objects_to_classes,
     rescaled,
 )
@@ -548,3 +549,14 @@ def test_an_enlarged_annotation_is_the_same_picture() -> None:
     labels = np.random.default_rng(1).integers(0, 4, (9, 7)).astype(np.uint8)
     larger = rescaled(collect(labels, labels.shape), 3.0).planes[0].labels
     np.testing.assert_array_equal(larger, np.kron(labels, np.ones((3, 3), np.uint8)))
+
+
+def test_targets_take_the_numbers_of_the_classes_with_their_role() -> None:
+    background, cell, boundary = DEFAULT_CLASSES
+    targets = np.array([[0, 1, 2, 3]], np.uint8)
+    np.testing.assert_array_equal(in_classes(targets, DEFAULT_CLASSES), targets)
+    other = cell.replace(name="other")
+    np.testing.assert_array_equal(in_classes(targets, (boundary, cell, other, background)), [[0, 4, 2, 1]])
+    np.testing.assert_array_equal(in_classes(targets, (background, cell)), [[0, 1, 2, 2]])
+    with pytest.raises(AnnotationError, match="class table"):
+        in_classes(targets, (cell, boundary))

@@ -243,7 +243,7 @@ def test_taking_a_class_out_leaves_the_others_in_order(labels, value):
 def test_labels_with_or_without_the_channel_axis_become_an_annotation(axes, given_shape):
     data = np.random.default_rng(0).integers(0, 4, given_shape).astype(np.uint16)
     found = layers.axes_on_image(Labels(data), axes, [SIZES[a] for a in axes])
-    taken = run_to_end(runs.take_over(runs.TakeOverTask("given", data, found, "classes", 3), StopToken()))
+    taken = run_to_end(runs.take_over(runs.TakeOverTask("given", data, found, "classes", DEFAULT_CLASSES), StopToken()))
     np.testing.assert_array_equal(taken, data.reshape(taken.shape))
     assert taken.dtype == np.uint8
     assert not np.shares_memory(taken, data)
@@ -252,19 +252,19 @@ def test_labels_with_or_without_the_channel_axis_become_an_annotation(axes, give
 @pytest.mark.parametrize("axes", ["XYZ", "TXY"])
 def test_planes_of_labels_are_taken_over_whatever_the_order_of_their_axes(axes):
     data = np.random.default_rng(0).integers(0, 4, (2, 3, 4)).astype(np.uint8)
-    task = runs.TakeOverTask("given", data, axes, "classes", 3)
+    task = runs.TakeOverTask("given", data, axes, "classes", DEFAULT_CLASSES)
     np.testing.assert_array_equal(run_to_end(runs.take_over(task, StopToken())), layers.in_engine_order(data, axes))
 
 
 @pytest.mark.parametrize(("value", "kind", "words"), [
     (-2, "classes", "the value -2, but there are 2 classes"), (3, "classes", "the value 3, but"),
-    (1.5, "classes", "not whole numbers"), (7, "objects", "but there are 2 classes. Add classes"),
+    (1.5, "classes", "not whole numbers"), (7, "objects", "no class counts as background, or none as object"),
 ])
 def test_labels_that_are_no_classes_are_refused_with_the_value(value, kind, words):
     data = np.zeros((2, 20, 20), np.float32)
     data[1, 5:15, 5:15] = value
     with pytest.raises(CellbrushError, match=words):
-        run_to_end(runs.take_over(runs.TakeOverTask("given", data, "ZYX", kind, 2), StopToken()))
+        run_to_end(runs.take_over(runs.TakeOverTask("given", data, "ZYX", kind, DEFAULT_CLASSES[1:]), StopToken()))
 
 
 def test_labels_of_another_size_are_refused_with_both_shapes():

@@ -230,6 +230,30 @@ def objects_to_classes(instances: NDArray[Any], boundary_px: int = 2,
     return classes
 
 
+def in_classes(targets: NDArray[np.uint8], classes: Sequence[ClassDefinition]) -> NDArray[np.uint8]:
+    """What :func:`objects_to_classes` gave, in the numbers of one's own classes, found by their roles.
+
+    Parameters
+    ----------
+    targets
+        Any shape; 0 unlabelled, 1 background, 2 cell, 3 boundary.
+    classes
+        Of several with one role, the first is taken. Without a boundary, an object's rim is a part of it.
+
+    Raises
+    ------
+    AnnotationError
+        If no class is background, or none an object.
+    """
+    first = {role: number for number, role in reversed(list(enumerate((c.role for c in classes), start=1)))}
+    if "background" not in first or "object" not in first:
+        raise AnnotationError("Objects become background and cells, but no class counts as background, or none as "
+                              "object", "Say in the class table what counts as what")
+    values = np.array([0, first["background"], first["object"], first.get("boundary", first["object"])], np.uint8)
+    named: NDArray[np.uint8] = values[targets]
+    return named
+
+
 def _cores(pieces: NDArray[np.int64], boundary_px: int) -> NDArray[np.bool_]:
     """Pixels inside the rims; each piece takes the thickest rim that leaves it any."""
     n = int(pieces.max()) if pieces.size else 0

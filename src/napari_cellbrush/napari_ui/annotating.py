@@ -87,7 +87,7 @@ class Annotating(QObject):
         except CellbrushError as error:
             self._run.end(str(error), "error")
             return
-        task = runs.TakeOverTask(source.name, layers.full_resolution(source), axes, kind, len(self._session.classes))
+        task = runs.TakeOverTask(source.name, layers.full_resolution(source), axes, kind, self._session.classes)
         self._run.begin(f"Copying '{source.name}'…")
         self._job = self._bench.job(partial(runs.take_over, task), "taking over labels", exclusive=False)
         self._job.received.connect(self._on_plane_taken)
@@ -157,7 +157,7 @@ class Annotating(QObject):
                             strokes: NDArray[np.uint8]) -> None:
         self._job = None
         found, replaced = self._session.find_image(image.key), self.layer_of(image.key)
-        if found is None or found.axes != image.axes or len(self._session.classes) != task.n_classes:
+        if found is None or found.axes != image.axes or self._session.classes != task.classes:
             self._run.end(f"'{image.name}' or its classes changed meanwhile. Take the labels over once more.", "error")
             return
         self._start(found, strokes)

@@ -87,7 +87,7 @@ class TakeOverTask:
     #: One letter per axis of ``labels``; an axis C has length one.
     axes: str
     kind: LabelKind
-    n_classes: int
+    classes: tuple[ClassDefinition, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def take_over(task: TakeOverTask, stop: StopToken) -> Generator[PlaneTaken, None
     AnnotationError
         If a value is no class.
     """
-    from napari_cellbrush.engine.annotation import objects_to_classes, whole_numbers
+    from napari_cellbrush.engine.annotation import in_classes, objects_to_classes, whole_numbers
 
     sizes = dict(zip(task.axes, task.labels.shape, strict=True))
     stack = [letter for letter in task.axes if letter in "TZ"]
@@ -119,20 +119,18 @@ def take_over(task: TakeOverTask, stop: StopToken) -> Generator[PlaneTaken, None
         plane = np.asarray(task.labels[tuple(place[letter] for letter in task.axes)])
         plane = whole_numbers(plane if task.axes.index("Y") < task.axes.index("X") else plane.T,
                               f"the labels '{task.name}'")
-        strokes[index] = _as_classes(objects_to_classes(plane) if task.kind == "objects" else plane, task)
+        strokes[index] = in_classes(objects_to_classes(plane), task.classes) if task.kind == "objects" else _checked(
+            plane, task)
         yield PlaneTaken(number, len(indices))
     return strokes
 
 
-def _as_classes(plane: NDArray[Any], task: TakeOverTask) -> NDArray[Any]:
+def _checked(plane: NDArray[Any], task: TakeOverTask) -> NDArray[Any]:
     low, high = int(plane.min(initial=0)), int(plane.max(initial=0))
-    if low >= 0 and high <= task.n_classes:
-        return plane
-    if task.kind == "objects":
-        raise AnnotationError(f"Objects become background, cell and boundary, but there are {task.n_classes} classes",
-                              "Add classes until there are three")
-    raise AnnotationError(f"The labels '{task.name}' hold the value {low if low < 0 else high}, but there are "
-                          f"{task.n_classes} classes", "Say that they are objects, or add classes first")
+    if low < 0 or high > len(task.classes):
+        raise AnnotationError(f"The labels '{task.name}' hold the value {low if low < 0 else high}, but there are "
+                              f"{len(task.classes)} classes", "Say that they are objects, or add classes first")
+    return plane
 
 
 # --------------------------------------------------------------------------------------------------- fine-tune
