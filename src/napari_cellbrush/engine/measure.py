@@ -144,7 +144,8 @@ def _shapes(dense: NDArray[Any], n: int, body: str, size: PixelSize) -> Columns:
         columns[f"centroid_{letter}"] = values * step
     for end, corner in enumerate((low, high)):
         columns |= {f"bbox_{letter}{end}": values for letter, values in zip(body.lower(), corner, strict=True)}
-    columns["touches_border"] = ((low[-2:] == 0) | (dense.shape[-2:] == high[-2:].T).T).any(axis=0)
+    ends = np.array(dense.shape[-2:])[:, None]
+    columns["touches_border"] = ((low[-2:] == 0) | (high[-2:] == ends)).any(axis=0)
     return columns
 
 
