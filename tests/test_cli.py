@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import threading
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import roifile
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 import napari_cellbrush
 from napari_cellbrush import cli, config
 from napari_cellbrush.cli import main
+from napari_cellbrush.cli_objects import linked
 from napari_cellbrush.cli_options import given_settings
 from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, NetworkConfig, TrainingConfig
 from napari_cellbrush.engine import inference, model_file, planes, training
@@ -171,6 +175,161 @@ def test_the_size_of_the_tiles_does_not_change_the_classes(folder: Path) -> None
         assert main(["segment", "image.tif", "--model", "tiny.safetensors", "--out", out, "--precision", "float32",
                      "--device", "cpu", *options]) == 0
     np.testing.assert_array_equal(*(tifffile.imread(f"{out}/image_classes.tif") for out in ("one", "two")))
+
+
+# ------------------------------------------------------------------------------------------------------ objects
+
+
+@pytest.fixture
+def finds_objects(folder: Path) -> list[str]:
+    """Words of a command whose model, of random weights, finds objects."""
+    for n_channels in (1, 3):
+        card = ModelCard(name="busy", classes=DEFAULT_CLASSES, in_channels=n_channels, network=TINY)
+        save_model(new_model(card, seed=3), folder / f"busy{n_channels}.safetensors")
+    return ["--model", "busy1.safetensors", "--out", "out", "--output", "objects", "--device", "cpu"]
+
+
+def table(path: str) -> list[dict[str, str]]:
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_objects_leave_as_table_regions_polygons_and_picture(
+    folder: Path, finds_objects: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["segment", "image.tif", *finds_objects, "--table", "--rois", "--geojson", "--overlay"]) == 0
+    names = ["image_objects.tif", "image_objects.csv", "image_objects.geojson", "image_overlay.png", "image_rois.zip"]
+    assert capsys.readouterr().out.split() == [str(Path("out") / name) for name in names]
+    assert sorted(p.name for p in Path("out").iterdir()) == sorted(names)
+    ids = tifffile.imread("out/image_objects.tif")
+    numbers = sorted(set(ids.ravel().tolist()) - {0})
+    assert len(numbers) > 5
+    rows = table("out/image_objects.csv")
+    assert [int(row["id"]) for row in rows] == numbers
+    for row, number in zip(rows, numbers, strict=True):
+        assert float(row["area [µm²]"]) == pytest.approx(0.2 * 0.1 * (ids == number).sum())
+        assert float(row["mean_intensity"]) == pytest.approx(IMAGE[ids == number].mean())
+        assert row["class"] == "cell"
+    assert [int(region.name) for region in roifile.roiread("out/image_rois.zip")] == numbers
+    features = json.loads(Path("out/image_objects.geojson").read_text(encoding="utf-8"))["features"]
+    assert [int(feature["properties"]["name"]) for feature in features] == numbers
+    assert {feature["properties"]["classification"]["name"] for feature in features} == {"cell"}
+    with Image.open("out/image_overlay.png") as picture:
+        assert picture.size == (110, 90)
+
+
+def test_every_channel_is_measured_under_its_name(folder: Path, finds_objects: list[str]) -> None:
+    colours = np.stack([IMAGE, IMAGE // 2, IMAGE // 3], axis=-1)
+    tifffile.imwrite("rgb.tif", colours, photometric="rgb")
+    np.save("channels.npy", np.moveaxis(colours, -1, 0))
+    words = ["busy3.safetensors" if word == "busy1.safetensors" else word for word in finds_objects]
+    assert main(["segment", "rgb.tif", *words, "--table", "--overlay"]) == 0
+    assert main(["segment", "channels.npy", *words, "--axes", "CYX", "--table", "--overlay"]) == 0
+    named, numbered = table("out/rgb_objects.csv"), table("out/channels_objects.csv")
+    ids = tifffile.imread("out/rgb_objects.tif")
+    assert len(named) == len(numbered) > 0
+    for number, name in enumerate(("red", "green", "blue")):
+        expected = [colours[ids == int(row["id"]), number].mean() for row in named]
+        assert [float(row[f"mean_intensity_{name}"]) for row in named] == pytest.approx(expected)
+        assert [float(row[f"mean_intensity_{number + 1}"]) for row in numbered] == pytest.approx(expected)
+
+
+def test_stacks_are_measured_plane_by_plane_or_linked_as_bodies(
+    folder: Path, finds_objects: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = np.stack([IMAGE, IMAGE, IMAGE[::-1]])
+    metadata = {"axes": "ZYX", "unit": "um", "spacing": 2.0}
+    tifffile.imwrite("s.tif", stack, imagej=True, resolution=(2, 2), metadata=metadata)
+    options = ["--table", "--rois", "--geojson"]
+    assert main(["segment", "s.tif", *finds_objects, *options]) == 0
+    ids, rows = tifffile.imread("out/s_objects.tif"), table("out/s_objects.csv")
+    assert len(rows) == ids.max() == len(roifile.roiread("out/s_rois.zip"))
+    for row in rows:
+        assert float(row["area [µm²]"]) == pytest.approx(0.25 * (ids[int(row["plane"])] == int(row["id"])).sum())
+        assert (ids == int(row["id"])).any(axis=(1, 2)).sum() == 1
+    assert not read_provenance("out/s_objects.tif")["linked_through_depth"]
+
+    assert main(["segment", "s.tif", *finds_objects, *options, "--link", "--overwrite"]) == 0
+    joined, bodies = tifffile.imread("out/s_objects.tif"), table("out/s_objects.csv")
+    assert read_provenance("out/s_objects.tif")["linked_through_depth"]
+    assert len(bodies) == joined.max() < len(rows)
+    np.testing.assert_array_equal(joined, napari_cellbrush.link_planes(ids))
+    for body in bodies:
+        assert float(body["volume [µm³]"]) == pytest.approx(0.25 * 2 * (joined == int(body["id"])).sum())
+    assert len(roifile.roiread("out/s_rois.zip")) == len(rows)
+
+    np.save("bare.npy", stack)
+    tifffile.imwrite("flat.tif", stack, imagej=True, resolution=(2, 2), metadata={"axes": "ZYX", "unit": "um"})
+    capsys.readouterr()
+    assert main(["segment", "flat.tif", *finds_objects, "--table", "--link"]) == 0
+    assert "does not say how far its planes are apart" in capsys.readouterr().err
+    assert {row["volume [µm³]"] for row in table("out/flat_objects.csv")} == {"nan"}
+    assert main(["segment", "bare.npy", *finds_objects, "--axes", "ZYX", "--table", "--link"]) == 0
+    assert [float(row["volume [pixel³]"]) for row in table("out/bare_objects.csv")] == np.bincount(
+        joined.ravel())[1:].tolist()
+
+
+def test_frames_are_linked_one_by_one_in_any_order_of_axes() -> None:
+    ids = np.zeros((2, 3, 4, 4), np.uint8)
+    ids[0, 0, 1, 1], ids[0, 1, 1, 1], ids[1, 1:, 2, 2] = 3, 4, 5
+    expected = np.zeros_like(ids)
+    expected[0, :2, 1, 1], expected[1, 1:, 2, 2] = 1, 2
+    np.testing.assert_array_equal(linked(ids, "TZ"), expected)
+    np.testing.assert_array_equal(linked(ids.swapaxes(0, 1), "ZT"), expected.swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    (["--table"], "--table needs --output objects, got --output classes. Add --output objects."),
+    (["--rois", "--link", "--output", "probabilities"], "--rois and --link need --output objects, got --output prob")])
+def test_what_only_objects_have_is_refused_without_them(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    assert main(["segment", "image.tif", "--model", "tiny.safetensors", "--out", "out", *options]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("name", "option"), [("image_objects.csv", "--table"), ("image_rois.zip", "--rois"),
+                                              ("image_objects.geojson", "--geojson"),
+                                              ("image_overlay.png", "--overlay")])
+def test_files_beside_a_mask_are_looked_at_before_segmenting(
+    folder: Path, finds_objects: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    name: str, option: str
+) -> None:
+    Path("out").mkdir()
+    (Path("out") / name).write_text("precious")
+    monkeypatch.setattr(napari_cellbrush.api, "segment", lambda *_, **__: pytest.fail("was segmented"))
+    assert main(["segment", "image.tif", *finds_objects, option]) == 1
+    assert f"{name} exists already. Choose another folder, or give --overwrite." in capsys.readouterr().err
+    assert [p.read_text() for p in Path("out").iterdir()] == ["precious"]
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert main(["segment", "image.tif", *finds_objects, option, "--overwrite"]) == 0
+    assert (Path("out") / name).read_bytes() != b"precious"
+
+
+@pytest.mark.parametrize(("option", "axes", "sentence"), [
+    ("--overlay", "ZYX", "--overlay shows one plane, and the image has the axes ZYX"),
+    ("--link", "TYX", "--link joins objects through depth (Z), and the image has the axes TYX"),
+    ("--link", "CYX", "axes CYX")])
+def test_what_the_planes_of_an_image_do_not_allow_is_said_and_nothing_is_written(
+    folder: Path, finds_objects: list[str], capsys: pytest.CaptureFixture[str], option: str, axes: str, sentence: str
+) -> None:
+    np.save("three.npy", np.stack([IMAGE] * 3))
+    assert main(["segment", "three.npy", *finds_objects, "--axes", axes, option]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not list(Path("out").iterdir())
+
+
+def test_an_image_without_objects_has_a_table_without_rows_and_no_regions(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["segment", "image.tif", "--model", "tiny.safetensors", "--out", "out", "--output", "objects",
+                 "--device", "cpu", "--table", "--rois", "--geojson", "--overlay"]) == 1
+    assert "image.tif: There is no object to write as a region" in capsys.readouterr().err
+    assert table("out/image_objects.csv") == []
+    assert not Path("out/image_rois.zip").exists()
+    assert Path("out/image_overlay.png").exists()
 
 
 # ---------------------------------------------------------------------------------------------------- bad files

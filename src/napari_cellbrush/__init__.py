@@ -19,10 +19,16 @@ if TYPE_CHECKING:
         TrainingConfig,
     )
     from napari_cellbrush.engine.axes import PixelSize
+    from napari_cellbrush.engine.linking import link_planes
+    from napari_cellbrush.engine.measure import measure_objects
     from napari_cellbrush.engine.model import Model
     from napari_cellbrush.engine.unet import UNet
     from napari_cellbrush.errors import CellbrushError
     from napari_cellbrush.events import StopToken
+    from napari_cellbrush.export.geojson import save_geojson
+    from napari_cellbrush.export.overlay import save_overlay
+    from napari_cellbrush.export.rois import save_rois
+    from napari_cellbrush.export.tables import save_table
 
 __version__ = "0.1.0"
 
@@ -39,9 +45,15 @@ __all__ = [
     "UNet",
     "__version__",
     "fine_tune",
+    "link_planes",
     "load_model",
+    "measure_objects",
+    "save_geojson",
     "save_mask",
     "save_model",
+    "save_overlay",
+    "save_rois",
+    "save_table",
     "segment",
 ]
 
@@ -49,10 +61,16 @@ _MODULES = {
     "api": ("fine_tune", "load_model", "save_mask", "save_model", "segment"),
     "config": ("AugmentationConfig", "ClassDefinition", "InferenceConfig", "NetworkConfig", "TrainingConfig"),
     "engine.axes": ("PixelSize",),
+    "engine.linking": ("link_planes",),
+    "engine.measure": ("measure_objects",),
     "engine.model": ("Model",),
     "engine.unet": ("UNet",),
     "errors": ("CellbrushError",),
     "events": ("StopToken",),
+    "export.geojson": ("save_geojson",),
+    "export.overlay": ("save_overlay",),
+    "export.rois": ("save_rois",),
+    "export.tables": ("save_table",),
 }
 
 

@@ -17,6 +17,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from napari_cellbrush import __version__
 from napari_cellbrush.cli_models import export_model, import_model, list_models, remove_model, show_model
+from napari_cellbrush.cli_objects import (
+    add_object_options,
+    check_object_options,
+    check_planes,
+    linked,
+    object_files,
+    write_beside,
+)
 from napari_cellbrush.cli_options import add_settings, given_settings, laid_over
 from napari_cellbrush.cli_progress import (
     FAILED,
@@ -25,6 +33,7 @@ from napari_cellbrush.cli_progress import (
     USAGE,
     answer,
     inference_bar,
+    memory_in_words,
     stop_on_interrupt,
     tell,
     training_bar,
@@ -43,7 +52,6 @@ from napari_cellbrush.errors import (
     ConfigError,
     ExportError,
     ModelFileError,
-    OutOfMemory,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +60,9 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.model import Model
     from napari_cellbrush.engine.planes import Planes
     from napari_cellbrush.engine.training import TrainingResult
+    from napari_cellbrush.events import InferenceEvent
+    from napari_cellbrush.export.found_objects import FoundObjects
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -138,9 +149,10 @@ def _add_segment(commands: Any) -> None:
                          help="classes: 1 the first class, 2 the second … objects: 0 background, 1, 2, 3 … one number "
                          "per cell. probabilities: 0 to 1, the classes as the first axis, C. "
                          "Default: classes.")
-    command.add_argument("--overwrite", action="store_true", help="Replace masks that exist.")
+    command.add_argument("--overwrite", action="store_true", help="Replace files that exist.")
     command.add_argument("--compress", action="store_true", help="Write deflated OME-TIFF.")
     _add_place(command)
+    add_object_options(command)
     add_settings(command, InferenceConfig, "segmentation", aliases={"tile_size_px": "--tile"})
 
 
@@ -353,23 +365,27 @@ def _expanded(files: list[str]) -> list[str]:
 def _segment(arguments: argparse.Namespace) -> int:
     from napari_cellbrush.api import load_model
 
+    check_object_options(arguments)
     config = InferenceConfig.read(given_settings(arguments, InferenceConfig))
     model = load_model(arguments.model)
     _make_folder(arguments.out)
     failures = _Failures()
     written: set[Path] = set()
     for image in _expanded(arguments.images):
-        target = arguments.out / f"{_stem(image)}_{arguments.output}.tif"
+        mask = arguments.out / f"{_stem(image)}_{arguments.output}.tif"
+        beside = object_files(arguments, _stem(image))
         try:
-            _check_target(target, written, arguments.overwrite)
-            failures.interrupted = not _segment_one(image, target, model, config, arguments)
+            for target in (mask, *beside.values()):
+                _check_target(target, written, arguments.overwrite)
+            found = _segment_one(image, mask, model, config, arguments)
+            failures.interrupted = found is None
+            if found is None:
+                break
+            written |= {mask, *beside.values()}
+            answer(str(mask))
+            write_beside(found, beside, arguments.overwrite)
         except CellbrushError as error:
             failures.add(image, error)
-            continue
-        if failures.interrupted:
-            break
-        written.add(target)
-        answer(str(target))
     return failures.exit_code
 
 
@@ -378,41 +394,53 @@ def _check_target(target: Path, written: set[Path], overwrite: bool) -> None:
     from napari_cellbrush.engine.atomic import check_writable
 
     if target in written:
-        raise ExportError(f"The mask {target} was just written, from another image of the same name",
+        raise ExportError(f"The file {target} was just written, from another image of the same name",
                           "Rename the image, or choose another folder for its mask")
     if target.exists() and not overwrite:
-        raise ExportError(f"The mask {target} exists already", "Choose another folder, or give --overwrite")
+        raise ExportError(f"The file {target} exists already", "Choose another folder, or give --overwrite")
     if not target.exists():
         check_writable(target)
 
 
-def _segment_one(
-    image: str, target: Path, model: Model, config: InferenceConfig, arguments: argparse.Namespace
-) -> bool:
-    """Write one mask; False if it was stopped, and then nothing is written."""
+def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig,
+                 arguments: argparse.Namespace) -> FoundObjects | None:
+    """Write one mask; None if it was stopped, and then nothing is written."""
+    import numpy as np
+
     from napari_cellbrush import api
     from napari_cellbrush.engine.device import choose_device
     from napari_cellbrush.engine.diameter import settled
+    from napari_cellbrush.events import TileSegmented
+    from napari_cellbrush.export.found_objects import FoundObjects
     from napari_cellbrush.export.mask_tiff import save_mask
     from napari_cellbrush.export.provenance import mask_provenance
 
     opened = _opened(image, arguments)
-    axes = opened.planes.stack_axes + "YX"
-    with stop_on_interrupt() as stop:
-        try:
-            config = settled(config, model, opened.planes, choose_device(arguments.device))
-            with inference_bar(opened.path.name) as show:
-                mask = api.segment(opened.planes, model, arguments.output, config=config, device=arguments.device,
-                                   on_event=show, stop=stop)
-        except MemoryError as error:
-            raise OutOfMemory(f"There is too little memory to segment {image}", "Segment a part of it") from error
+    planes, axes = opened.planes, opened.planes.stack_axes + "YX"
+    check_planes(planes, opened.pixel_size, arguments)
+    with stop_on_interrupt() as stop, memory_in_words(f"segment {image}"):
+        config = settled(config, model, planes, choose_device(arguments.device))
+        class_map = np.zeros(planes.spatial_shape, np.uint8)
+        with inference_bar(opened.path.name) as show:
+
+            def hear(event: InferenceEvent) -> None:
+                show(event)
+                if arguments.output == "objects" and isinstance(event, TileSegmented):
+                    place: tuple[int | slice, ...] = (*event.plane, event.rows, event.columns)
+                    class_map[place] = event.classes
+
+            mask = api.segment(planes, model, arguments.output, config=config, device=arguments.device, on_event=hear,
+                               stop=stop)
         if stop.stopped:
-            return False
+            return None
+        if arguments.link:
+            mask = linked(mask, planes.stack_axes)
     provenance = mask_provenance(model, output=arguments.output, config=config, image_name=opened.path.name)
     save_mask(target, mask, axes="C" + axes if arguments.output == "probabilities" else axes,
-              pixel_size=opened.pixel_size, provenance=provenance, overwrite=arguments.overwrite,
-              compress=arguments.compress)
-    return True
+              pixel_size=opened.pixel_size, provenance={**provenance, "linked_through_depth": arguments.link},
+              overwrite=arguments.overwrite, compress=arguments.compress)
+    return FoundObjects(mask, axes, opened.pixel_size, planes, class_map, model.card.classes,
+                        planewise=not arguments.link)
 
 
 def _stem(file: str) -> str:

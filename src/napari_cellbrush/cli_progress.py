@@ -13,6 +13,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from napari_cellbrush.errors import OutOfMemory
 from napari_cellbrush.events import (
     BaseScoring,
     InferenceEvent,
@@ -70,6 +71,15 @@ def stop_on_interrupt() -> Iterator[StopToken]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def memory_in_words(doing: str) -> Iterator[None]:
+    """Say in words what there was too little memory for."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory(f"There is too little memory to {doing}", "Segment a part of it") from error
 
 
 @contextmanager

@@ -48,7 +48,8 @@ def measure_objects(
     channel_names
         For the columns' names; the number of the channel, from 1, if not given.
     pixel_size
-        Lengths, areas, volumes and centroids are in its unit. The origin is the centre of the first pixel.
+        Lengths, areas, volumes and centroids are in its unit. The origin is the centre of the first pixel. Where the
+        distance of planes is not known but that of pixels is, what depends on it is NaN.
     class_map
         Like ``ids``; k + 1 for class number k. An object's class is the most frequent one with the role "object" in it.
     classes
@@ -104,6 +105,31 @@ def column_unit(column: str, unit: str) -> str:
     return f"{unit}{('', '²', '³')[LENGTH_POWERS[column] - 1]}" if column in LENGTH_POWERS else ""
 
 
+def column_title(column: str, unit: str) -> str:
+    """A column's name with its unit, for people: "area [µm²]"."""
+    own = column_unit(column, unit)
+    return f"{column} [{own}]" if own else column
+
+
+def classes_of_objects(ids: NDArray[Any], class_map: NDArray[Any],
+                       classes: Sequence[ClassDefinition]) -> dict[int, ClassDefinition]:
+    """The class of each id: the most frequent one with the role "object" in it.
+
+    Parameters
+    ----------
+    ids
+        Whole numbers of any shape; 0 background.
+    class_map
+        Like ``ids``; k + 1 for class number k.
+    classes
+        What the numbers in ``class_map`` mean.
+    """
+    dense, _, originals = relabel_sequential(np.asarray(ids))
+    inside, n = dense > 0, int(dense.max(initial=0))
+    winners = _most_frequent(dense[inside] - 1, class_map[inside], n, classes)
+    return {int(originals[number]): classes[winner - 1] for number, winner in enumerate(winners, start=1) if winner}
+
+
 def _measured(ids: NDArray[Any], body: str, place: Mapping[str, int], channels: Mapping[str, NDArray[Any]],
               size: PixelSize, class_map: NDArray[Any] | None, classes: Sequence[ClassDefinition]) -> Columns:
     dense, _, originals = relabel_sequential(np.asarray(ids))
@@ -117,7 +143,8 @@ def _measured(ids: NDArray[Any], body: str, place: Mapping[str, int], channels: 
     for name, values in channels.items():
         columns |= _intensities(owners, values[inside], n, name)
     if class_map is not None:
-        columns["class"] = _classes(owners, class_map[inside], n, classes)
+        names = np.array(["", *(definition.name for definition in classes)], dtype=object)
+        columns["class"] = names[_most_frequent(owners, class_map[inside], n, classes)]
     return columns
 
 
@@ -127,7 +154,9 @@ def _shapes(dense: NDArray[Any], n: int, body: str, size: PixelSize) -> Columns:
         one = _shapes(np.ones((1,) * len(body), np.uint8), 1, body, size)
         return {name: values[:0] for name, values in one.items()}
     flat = body == "YX"
-    spacing = tuple({"Z": size.z or 1.0, "Y": size.y, "X": size.x}[letter] for letter in body)
+    # What is not known cannot be measured, and 1 µm would be a guess.
+    depth = size.z or (1.0 if size.unit == "pixel" else math.nan)
+    spacing = tuple({"Z": depth, "Y": size.y, "X": size.x}[letter] for letter in body)
     runs = runs_of(dense)
     low, high = boxes(runs)
     pixels = runs.total(runs.length)
@@ -161,13 +190,14 @@ def _intensities(owners: NDArray[Any], values: NDArray[Any], n: int, channel: st
             f"max_intensity{behind}": highest, f"integrated_intensity{behind}": total}
 
 
-def _classes(owners: NDArray[Any], values: NDArray[Any], n: int, classes: Sequence[ClassDefinition]) -> NDArray[Any]:
+def _most_frequent(owners: NDArray[Any], values: NDArray[Any], n: int,
+                   classes: Sequence[ClassDefinition]) -> NDArray[np.intp]:
+    """Value of each object's class; 0 where no class makes objects."""
     n_values = len(classes) + 1
     counts = np.bincount(owners * n_values + np.minimum(values, len(classes)), minlength=n * n_values)
     of_objects = np.array([False] + [definition.role == "object" for definition in classes])
-    winner = np.where(of_objects, counts.reshape(n, n_values), -1).argmax(axis=1)
-    names: NDArray[Any] = np.array(["", *(definition.name for definition in classes)], dtype=object)[winner]
-    return names
+    winners: NDArray[np.intp] = np.where(of_objects, counts.reshape(n, n_values), -1).argmax(axis=1)
+    return winners
 
 
 def _checked_axes(ids: NDArray[Any], axes: str) -> str:

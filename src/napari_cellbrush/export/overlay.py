@@ -11,6 +11,7 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from napari_cellbrush.engine.atomic import written_whole
+from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.errors import ExportError
 
 #: Well apart in hue, and none of them grey like the image.
@@ -55,6 +56,29 @@ def save_overlay(path: Path | str, ids: NDArray[Any], image: NDArray[Any] | None
     with written_whole(path, overwrite=overwrite) as hidden:
         Image.fromarray(np.round(picture).astype(np.uint8)).save(hidden, format="PNG")
     return path
+
+
+def picture_of(planes: Planes, index: tuple[int, ...] = ()) -> NDArray[np.float32]:
+    """A plane of an image as an overlay takes it: three channels are red, green and blue, others are averaged.
+
+    Parameters
+    ----------
+    planes
+        The image.
+    index
+        Along its stack axes.
+
+    Raises
+    ------
+    ImageError
+        If the plane cannot be read, or its channels are constant.
+    """
+    values = planes.read(index, *(slice(0, length) for length in planes.shape_yx))
+    if "S" not in planes.axes:
+        # Channels of a microscope are as bright as their lamps; colours belong together.
+        values = planes.normalisation().apply(values)
+    picture: NDArray[np.float32] = np.moveaxis(values, 0, -1) if len(values) == 3 else values.mean(axis=0)
+    return picture
 
 
 def _stretched(image: NDArray[Any]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_cellbrush.engine.atomic import written_whole
-from napari_cellbrush.engine.measure import column_unit
+from napari_cellbrush.engine.measure import column_title
 from napari_cellbrush.errors import ExportError
 
 
@@ -45,8 +45,7 @@ def save_table(path: Path | str, columns: Mapping[str, NDArray[Any]], *, unit: s
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) != 1:
         raise ExportError(f"Got columns of different lengths or none: {lengths}", "Measure objects first")
-    units = {name: column_unit(name, unit) for name in columns}
-    header = [f"{name} [{units[name]}]" if units[name] else name for name in columns]
+    header = [column_title(name, unit) for name in columns]
     # Python's own numbers print the fewest digits that give the same number again.
     values = [(column.astype(np.int64) if column.dtype == bool else column).tolist() for column in columns.values()]
     with (written_whole(path, overwrite=overwrite) as hidden,

@@ -1,0 +1,89 @@
+"""What ``cellbrush segment`` writes beside a mask of objects: measurements, regions, polygons, a picture."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_cellbrush.cli_progress import answer, memory_in_words, tell
+from napari_cellbrush.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_cellbrush.engine.axes import PixelSize
+    from napari_cellbrush.engine.planes import Planes
+    from napari_cellbrush.export.found_objects import FoundObjects, ObjectFormat
+
+#: What each option writes, behind the image's name. ImageJ has no file without a region, so that comes last.
+ENDINGS: dict[ObjectFormat, str] = {"table": "_objects.csv", "geojson": "_objects.geojson", "overlay": "_overlay.png",
+                                    "rois": "_rois.zip"}
+_HELP: dict[ObjectFormat, str] = {
+    "table": "Write DIR/<image>_objects.csv: sizes, shapes and the intensities of every channel.",
+    "geojson": "Write DIR/<image>_objects.geojson: polygons for QuPath.",
+    "overlay": "Write DIR/<image>_overlay.png: a picture of the objects on their image; of single planes.",
+    "rois": "Write DIR/<image>_rois.zip: regions for Fiji's ROI Manager.",
+}
+
+
+def add_object_options(command: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    group = command.add_argument_group("with --output objects")
+    for kind, text in _HELP.items():
+        group.add_argument(f"--{kind}", action="store_true", help=text)
+    group.add_argument("--link", action="store_true", help="Join the objects of neighbouring planes into objects of "
+                       "the stack, which are measured as bodies. Default: plane by plane.")
+
+
+def check_object_options(arguments: argparse.Namespace) -> None:
+    """Raise a ConfigError where options are given that only objects have."""
+    given = [f"--{name}" for name in (*ENDINGS, "link") if getattr(arguments, name)]
+    if given and arguments.output != "objects":
+        raise ConfigError(f"{' and '.join(given)} need{'s' if len(given) == 1 else ''} --output objects, got --output "
+                          f"{arguments.output}", "Add --output objects")
+
+
+def object_files(arguments: argparse.Namespace, stem: str) -> dict[ObjectFormat, Path]:
+    """The files to write beside the mask."""
+    return {kind: arguments.out / f"{stem}{ending}" for kind, ending in ENDINGS.items() if getattr(arguments, kind)}
+
+
+def check_planes(planes: Planes, pixel_size: PixelSize, arguments: argparse.Namespace) -> None:
+    """Raise an ImageError where an image has planes that cannot be linked, or more than a picture can show."""
+    if arguments.link and "Z" not in planes.stack_axes:
+        raise ImageError(f"--link joins objects through depth (Z), and the image has the axes {planes.axes}",
+                         "Leave --link out, or name the axes with --axes if they are wrong")
+    if arguments.overlay and planes.stack_axes:
+        raise ImageError(f"--overlay shows one plane, and the image has the axes {planes.axes}",
+                         "Leave --overlay out, or save one plane as an image of its own")
+    if arguments.link and arguments.table and pixel_size.z is None and pixel_size.unit != "pixel":
+        tell(f"{planes.name} does not say how far its planes are apart: volumes and depths will be nan.")
+
+
+def write_beside(found: FoundObjects, files: Mapping[ObjectFormat, Path], overwrite: bool) -> None:
+    """Write the files, and answer with the name of each."""
+    from napari_cellbrush.export.found_objects import save_objects
+
+    for kind, path in files.items():
+        with memory_in_words(f"write {path}"):
+            save_objects(path, found, kind, overwrite=overwrite)
+        answer(str(path))
+
+
+def linked(ids: NDArray[Any], stack_axes: str) -> NDArray[Any]:
+    """Objects joined through depth, frame by frame, so that no number is in two frames."""
+    import numpy as np
+
+    from napari_cellbrush.engine.linking import link_planes
+
+    if stack_axes == "Z":
+        return link_planes(ids)
+    frames = np.moveaxis(ids, stack_axes.index("T"), 0)
+    joined, highest = np.zeros(frames.shape, np.uint32), 0
+    for number, frame in enumerate(frames):
+        stack = link_planes(frame).astype(np.uint32)
+        joined[number] = np.where(stack > 0, stack + highest, 0)
+        highest = max(highest, int(joined[number].max()))
+    return np.moveaxis(joined, 0, stack_axes.index("T"))
