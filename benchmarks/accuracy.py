@@ -1,11 +1,12 @@
 """How good the bundled weights are on images they never saw, and how good a model tuned on few strokes is.
 
-    python benchmarks/accuracy.py zero-shot [--model NAME|FILE] [--sets NAME...]
+    python benchmarks/accuracy.py zero-shot [--model NAME|FILE] [--sets NAME...] [--diameter measured|true]
     python benchmarks/accuracy.py strokes [--strokes N...] [--seeds N] [--minutes F] [--sets NAME...]
 
 Reads ``$CELLBRUSH_DATA`` (default ``../shared/data``): images, instance masks and ``splits.json``, whose ``bench``
 images alone are measured. Zero-shot prints average precision TP / (TP + FP + FN), as Cellpose and StarDist report
-it, over all objects of a set. Strokes prints the mean intersection over union of the classes on images that were
+it, over all objects of a set; the object diameter is measured by the model, or given as a person would, who knows the
+median of the image. Strokes prints the mean intersection over union of the classes on images that were
 not painted, beside a random forest on the same strokes.
 """
 
@@ -25,7 +26,7 @@ from annotator import paint
 from numpy.typing import NDArray
 from random_forest import RandomForest
 
-from napari_cellbrush.config import DEFAULT_CLASSES, TrainingConfig, classes_from_names
+from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, TrainingConfig, classes_from_names
 from napari_cellbrush.engine.annotation import objects_to_classes
 from napari_cellbrush.engine.device import choose_device
 from napari_cellbrush.engine.inference import segment_array
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("task", choices=["zero-shot", "strokes"])
     parser.add_argument("--model", default="cells")
     parser.add_argument("--sets", nargs="*")
+    parser.add_argument("--diameter", choices=["measured", "true"], default="measured")
     parser.add_argument("--strokes", nargs="*", type=int, default=[5, 20])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=TrainingConfig().max_minutes)
@@ -66,7 +68,7 @@ def main() -> None:
     if arguments.task == "zero-shot":
         print("| set | images | objects | AP50 | AP75 | s per Mpx |\n|---|---|---|---|---|---|")
         for name in arguments.sets or SETS:
-            print(zero_shot(model, name), flush=True)
+            print(zero_shot(model, name, arguments.diameter == "true"), flush=True)
         return
     print("| set | strokes per class | labelled | untuned | random forest | cellbrush | s |")
     print("|---|---|---|---|---|---|---|")
@@ -75,7 +77,7 @@ def main() -> None:
             print(from_strokes(model, name, n_strokes, arguments), flush=True)
 
 
-def zero_shot(model: Model, name: str) -> str:
+def zero_shot(model: Model, name: str, true_diameter: bool) -> str:
     scores: ObjectScores | None = None
     n_images = n_objects = n_pixels = 0
     began = time.perf_counter()
@@ -83,12 +85,20 @@ def zero_shot(model: Model, name: str) -> str:
         image, truth = read(name, "images", stem), read(name, "masks", stem)
         if image.ndim != len(SETS[name]):
             continue  # a time-lapse, which belongs to tracking
-        found = average_precision(segment_array(model, Planes(image, SETS[name], stem), "objects"), truth, THRESHOLDS)
+        config = InferenceConfig(diameter_px=median_diameter(truth) if true_diameter else 0)
+        objects = segment_array(model, Planes(image, SETS[name], stem), "objects", config=config)
+        found = average_precision(objects, truth, THRESHOLDS)
         scores = found if scores is None else scores + found
         n_images, n_objects, n_pixels = n_images + 1, n_objects + len(np.unique(truth)) - 1, n_pixels + truth.size
     seconds = (time.perf_counter() - began) / n_pixels * 1e6
     precision = scores.average_precision
     return f"| {name} | {n_images} | {n_objects} | {precision[0]:.3f} | {precision[1]:.3f} | {seconds:.2f} |"
+
+
+def median_diameter(truth: NDArray[Any]) -> float:
+    """Of circles with the objects' areas, in pixels; 0 where there are none."""
+    areas = np.bincount(truth.ravel())[1:]
+    return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else 0.0
 
 
 def from_strokes(model: Model, name: str, n_strokes: int, arguments: argparse.Namespace) -> str:

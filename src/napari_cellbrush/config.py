@@ -132,6 +132,9 @@ class AugmentationConfig(Settings):
     flips: bool = _setting(True, "Flips", "Mirror patches at random.")
     scale_range: float = _setting(0.2, "Scale", "Largest random enlargement or reduction, as a fraction.",
                                   ge=0, le=0.9)
+    plain_share: float = _setting(0.3, "Undeformed share", "Share of the patches that are only mirrored and turned by "
+                                  "right angles: deforming interpolates, and blurs texture as fine as a pixel.",
+                                  ge=0, le=1)
     gain: float = _setting(0.2, "Contrast", "Largest random change of contrast, as a fraction.", ge=0, le=0.9)
     offset: float = _setting(0.1, "Brightness", "Largest random shift of brightness, as a fraction of the image's "
                              "range.", ge=0, le=1)
@@ -151,7 +154,8 @@ class TrainingConfig(Settings):
     diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the painted objects, in image pixels, "
                                   "by which images are rescaled for the base; 0 measures it.", unit="px",
                                   zero="automatic", advanced=False, ge=0, le=2000)
-    learning_rate: float = _setting(5e-4, "Learning rate", "Largest step size, reached after the warm-up.",
+    learning_rate: float = _setting(5e-4, "Learning rate", "Largest step size, reached after the warm-up; a model "
+                                    "from scratch takes four times as large ones.",
                                     ge=1e-5, le=3e-3)
     optimiser: OptimiserName = _setting("adamw", "Optimiser", "adamw, adam, or sgd as in the 2015 paper.")
     momentum: float = _setting(0.99, "Momentum", "Momentum of sgd (Ronneberger 2015: 0.99).", ge=0, lt=1)

@@ -15,7 +15,7 @@ from napari_cellbrush.engine.augment import Augmentation, apply, bicubic_weights
 
 STILL = AugmentationConfig(elastic_sigma_px=0, rotation_deg=0, flips=False, scale_range=0, gain=0, offset=0, gamma=0,
                            noise=0, blur_px=0)
-WILD = AugmentationConfig(elastic_sigma_px=10, rotation_deg=180, flips=True, scale_range=0.4)
+WILD = AugmentationConfig(elastic_sigma_px=10, rotation_deg=180, flips=True, scale_range=0.4, plain_share=0)
 SHAPES_ONLY = WILD.replace(gain=0, offset=0, gamma=0, noise=0, blur_px=0)
 SEEDS = st.integers(0, 2**31)
 CPU = torch.device("cpu")
@@ -161,6 +161,29 @@ def test_a_quarter_turn_and_a_flip_are_exact() -> None:
         patch, truth = apply(augmentation, image, labels, size, size)
         assert torch.equal(truth, expected.long())
         torch.testing.assert_close(patch[:, 0], expected.float(), atol=1e-3, rtol=0)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=15, deadline=None)
+def test_undeformed_patches_keep_every_pixel(seed: int) -> None:
+    config = SHAPES_ONLY.replace(plain_share=1)
+    source = source_size(config, 20)
+    image = torch.randn(4, 1, source, source, generator=torch.Generator().manual_seed(seed))
+    labels = torch.randint(0, 4, (4, source, source), generator=torch.Generator().manual_seed(seed))
+    patches, truths = apply(drawn(config, 4, 20, seed), image, labels, 20, 20)
+    start = (source - 20) // 2
+    for patch, truth, whole, marks in zip(patches[:, 0], truths, image[:, 0], labels, strict=True):
+        centre, mark = (part[start : start + 20, start : start + 20].numpy() for part in (whole, marks))
+        turned = [(turn(np.rot90(centre, k)), turn(np.rot90(mark, k)))
+                  for k in range(4) for turn in (np.array, np.fliplr)]
+        match = [np.allclose(patch, pixels, atol=1e-4) and np.array_equal(truth, mark) for pixels, mark in turned]
+        assert any(match)
+
+
+def test_about_the_share_of_patches_that_is_asked_for_is_undeformed() -> None:
+    augmentation = drawn(WILD.replace(plain_share=0.3), 3000, 32)
+    plain = (augmentation.displacement == 0).flatten(1).all(1)
+    assert 0.26 < float(plain.float().mean()) < 0.34
 
 
 def test_all_eight_orientations_are_drawn() -> None:

@@ -102,6 +102,12 @@ def draw(config: AugmentationConfig, n: int, size: int, generator: torch.Generat
     scale = (1 + config.scale_range) ** uniform()
     flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0) if config.flips else torch.ones(n)
     displacement = sigma * torch.randn(n, 2, GRID_POINTS, GRID_POINTS, generator=generator)
+    blur = config.blur_px * torch.rand(n, generator=generator)
+    # Whole pixels fall on whole pixels after right angles, because source and patch have the same centre.
+    plain = torch.rand(n, generator=generator) < config.plain_share
+    angle = torch.where(plain, (angle / (math.pi / 2)).round() * (math.pi / 2), angle)
+    scale, blur = torch.where(plain, 1.0, scale), torch.where(plain, 0.0, blur)
+    displacement = torch.where(plain[:, None, None, None], 0.0, displacement)
     return Augmentation(
         matrix=_matrix(angle, scale, flip),
         displacement=displacement,
@@ -109,7 +115,7 @@ def draw(config: AugmentationConfig, n: int, size: int, generator: torch.Generat
         offset=_IMAGE_RANGE * config.offset * uniform(),
         gamma=(1 + config.gamma) ** uniform(),
         noise=_IMAGE_RANGE * config.noise * torch.rand(n, generator=generator),
-        blur_px=config.blur_px * torch.rand(n, generator=generator),
+        blur_px=blur,
         noise_seed=int(torch.randint(2**31 - 1, (1,), generator=generator)),
         moves=bool(config.flips or config.rotation_deg or config.scale_range or sigma))
 

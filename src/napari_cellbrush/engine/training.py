@@ -64,6 +64,8 @@ Ended = Literal["steps", "time", "stopped", "no_progress"]
 
 #: Tiles of held-out strokes scored at a time; enough for a stable score, few enough to stay fast on dense labels.
 _MAX_SCORED_TILES = 24
+#: Random weights have further to go than a base's: with the base's rate they learn hardly anything in a minute.
+_SCRATCH_RATE = 4
 #: A stroke's pixel lies at most this share of the patch's half side from its centre, so that deformation keeps it in.
 _JITTER = 0.7
 
@@ -281,7 +283,8 @@ class _Learner:
         self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
         self._from_scratch = start.card.n_steps == 0
         self._n_expected = float(config.max_steps)
-        self._optimiser = _optimiser(self.network, config)
+        rate = config.learning_rate * (_SCRATCH_RATE if self._from_scratch else 1)
+        self._optimiser = _optimiser(self.network, config, rate)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate_factor)
         # Small gradients vanish in float16, unlike in bfloat16, unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(device.kind, enabled=device.half == torch.float16)
@@ -375,8 +378,8 @@ class _Learner:
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def _optimiser(network: UNet, config: TrainingConfig) -> torch.optim.Optimizer:
-    parameters, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
+def _optimiser(network: UNet, config: TrainingConfig, rate: float) -> torch.optim.Optimizer:
+    parameters, decay = network.parameters(), config.weight_decay
     if config.optimiser == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay)
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
