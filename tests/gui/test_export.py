@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import csv
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import roifile
 import tifffile
+from PIL import Image
 from qtpy.QtWidgets import QMessageBox
 
+from napari_cellbrush.engine.model_file import add_to_library
 from napari_cellbrush.export.mask_tiff import read_provenance
-from napari_cellbrush.napari_ui import exporting
+from napari_cellbrush.napari_ui import exporting, layers, runs
 from napari_cellbrush.napari_ui.export_dock import ExportDock
 
 
@@ -172,6 +178,178 @@ def test_channels_between_other_axes_leave_no_trace_in_the_file(viewer, workspac
     export(workspace.export, person, tmp_path / "movie.tif")
     with tifffile.TiffFile(tmp_path / "movie.tif") as tiff:
         assert (tiff.series[0].axes, tiff.series[0].shape) == ("TYX", (2, 40, 50))
+
+
+# ---------------------------------------------------------------------------------------- objects in other formats
+
+
+@pytest.fixture
+def objects(viewer, dock, image):
+    """Objects of two channels, as a run leaves them."""
+    viewer.add_image(np.stack([image, image + 1]), name="cells", scale=(1, 0.5, 0.5), units=("pixel", "um", "um"))
+    dock.session.set_axes(dock.session.image.key, "CYX")
+    rows, columns = np.mgrid[:120, :150]
+    near = (rows % 40 - 20) ** 2 + (columns % 50 - 25) ** 2 < 12**2
+    ids = np.where(near, rows // 40 * 3 + columns // 50 + 1, 0).astype(np.uint16)
+    return viewer.add_labels(ids, name="cells objects", scale=(0.5, 0.5), units=("um", "um"), metadata={
+        "cellbrush": {"axes": "YX", "output": "objects", "image": "cells"}})
+
+
+def choose(dock, format):
+    dock.format.setValue(format)
+    dock.format.chosen.emit(format)
+
+
+def test_measurements_of_every_channel_go_to_a_table_and_to_the_status_bar(viewer, dock, person, objects, tmp_path):
+    choose(dock, "table")
+    assert dock.image_line.text() == "cells, 2 channels"
+    notice = export(dock, person, tmp_path / "cells.csv")
+    assert (notice.text, notice.kind) == ("Saved cells.csv: 9 objects, 22 columns.", "success")
+    with (tmp_path / "cells.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pixels, ids = viewer.layers["cells"].data, objects.data
+    assert [int(row["id"]) for row in rows] == list(range(1, 10))
+    for row in rows:
+        inside = ids == int(row["id"])
+        assert float(row["area [µm²]"]) == pytest.approx(0.25 * inside.sum())
+        assert float(row["mean_intensity_2"]) == pytest.approx(pixels[1][inside].mean())
+    shown = objects.get_status((10, 12.5), world=True)["coordinates"]
+    assert f"area [µm²]: {float(rows[0]['area [µm²]']):.3g}" in shown
+    assert "mean_intensity_1" in shown
+
+
+def test_measurements_leave_the_status_bar_when_they_are_no_longer_true(viewer, dock, person, objects, tmp_path):
+    choose(dock, "table")
+    export(dock, person, tmp_path / "a.csv")
+    assert objects.features.shape == (9, 16)
+    objects.selected_label = 1
+    objects.paint((5, 5), 1)
+    assert objects.features.shape[1] == 0
+    export(dock, person, tmp_path / "b.csv")
+    assert objects.features.shape == (9, 16)
+    layers.note_on(objects, provenance={"date": "later"})
+    dock.session.segmentation.changed.emit()
+    assert objects.features.shape[1] == 0
+
+
+def test_regions_polygons_and_a_picture_of_each_object(viewer, dock, person, objects, tmp_path):
+    choose(dock, "rois")
+    assert export(dock, person, tmp_path / "cells.zip").text == "Saved cells.zip: 9 objects."
+    assert [roi.name for roi in roifile.roiread(tmp_path / "cells.zip")] == [str(n) for n in range(1, 10)]
+    choose(dock, "geojson")
+    assert export(dock, person, tmp_path / "cells.geojson").kind == "success"
+    assert len(json.loads((tmp_path / "cells.geojson").read_text(encoding="utf-8"))["features"]) == 9
+    choose(dock, "overlay")
+    assert export(dock, person, tmp_path / "cells.png").kind == "success"
+    with Image.open(tmp_path / "cells.png") as picture:
+        assert picture.size == (150, 120)
+        assert len(np.unique(np.asarray(picture))) > 100  # the image shows through
+
+
+def test_the_name_of_the_file_follows_the_format(viewer, dock, objects):
+    for format, name in (("tiff", "cells_objects.tif"), ("compact", "cells_objects.ome.tif"),
+                         ("rois", "cells_objects_rois.zip"), ("geojson", "cells_objects.geojson"),
+                         ("table", "cells_objects.csv"), ("overlay", "cells_objects_overlay.png")):
+        choose(dock, format)
+        assert dock.path.text() == str(Path.home() / name)
+    dock.path.setText("mine.png")
+    dock.path.textEdited.emit("mine.png")
+    for format, name in (("table", "mine.csv"), ("rois", "mine_rois.zip"), ("tiff", "mine.tif"), ("tiff", "mine.tif")):
+        choose(dock, format)
+        assert dock.path.text() == name
+
+
+def test_a_file_gets_the_ending_of_its_format(dock, person, objects, tmp_path):
+    choose(dock, "geojson")
+    assert export(dock, person, tmp_path / "v1.2").text.startswith("Saved v1.2.geojson")
+    assert export(dock, person, tmp_path / "a.json").text.startswith("Saved a.json")
+
+
+def test_only_what_may_hold_objects_is_offered_as_objects(viewer, dock, objects, image):
+    def offered():
+        return [dock.format.itemData(i) for i in range(dock.format.count())]
+
+    everything = ["tiff", "compact", "table", "rois", "geojson", "overlay"]
+    assert offered() == everything
+    choose(dock, "rois")
+    for name, output in (("classes", "classes"), ("mine", "")):
+        layer = viewer.add_labels(np.ones((120, 150), np.uint8), name=name,
+                                  metadata={"cellbrush": {"axes": "YX", "output": output}})
+        dock.choose(str(layer.unique_id))
+        assert offered() == (["tiff", "compact"] if output else everything)
+        assert dock.format.value() == "tiff"
+    dock.session.set_annotation(dock.session.image.key, str(layer.unique_id))
+    assert offered() == ["tiff", "compact"]
+
+
+def test_without_their_image_objects_are_measured_and_that_is_said(viewer, dock, person, objects, tmp_path):
+    viewer.layers["cells"].name = "other"
+    choose(dock, "table")
+    assert dock.image_line.text() == "not known: sizes and shapes alone"
+    notice = export(dock, person, tmp_path / "a.csv")
+    assert notice.text == "Saved a.csv: 9 objects, 14 columns, without intensities."
+    choose(dock, "overlay")
+    assert "black" in dock.image_line.text()
+    assert export(dock, person, tmp_path / "a.png").kind == "success"
+
+
+@pytest.mark.parametrize("format", ["table", "rois", "geojson", "overlay"])
+def test_what_cannot_be_written_is_said_in_words_and_leaves_nothing(viewer, dock, person, objects, tmp_path, format):
+    choose(dock, format)
+    dock.axes.setText("YXZ")
+    assert "The axes 'YXZ' name 3 axes" in export(dock, person, tmp_path / "a").text
+    dock.axes.setText("YX")
+    notice = export(dock, person, tmp_path / "missing" / "a")
+    assert notice.kind == "error"
+    assert "does not exist" in notice.text
+    if format == "rois":
+        objects.data = np.zeros_like(objects.data)
+        assert export(dock, person, tmp_path / "a").text.startswith("There is no object to write as a region")
+    if format == "table":
+        viewer.layers["cells"].data[0, 3, 4] = np.nan
+        assert "NaN" in export(dock, person, tmp_path / "a").text
+    assert not list(tmp_path.glob("*a*"))
+
+
+def test_axes_with_channels_are_refused_for_objects(viewer, dock, person, tmp_path):
+    viewer.add_labels(np.ones((3, 40, 50), np.uint8), name="mine")
+    choose(dock, "table")
+    dock.axes.setText("CYX")
+    assert "name channels (C), and objects have none" in export(dock, person, tmp_path / "a.csv").text
+
+
+def test_a_stack_is_measured_by_planes_unless_an_object_is_on_several(viewer, dock, person, tmp_path):
+    ids = np.zeros((2, 40, 50), np.uint16)
+    ids[0, 5:10, 5:10], ids[1, 5:10, 5:12] = 1, 2
+    layer = viewer.add_labels(ids, name="mine", scale=(2, 1, 1))
+    choose(dock, "table")
+    export(dock, person, tmp_path / "a.csv")
+    assert layer.features["area [unit²]"].tolist() == [25, 35]
+    layer.data = np.minimum(ids, 1)
+    export(dock, person, tmp_path / "b.csv")
+    assert layer.features["volume [unit³]"].tolist() == [2 * 60]
+    choose(dock, "overlay")
+    viewer.dims.set_point(0, 2)
+    export(dock, person, tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as picture:
+        assert picture.getpixel((11, 5)) != (0, 0, 0)
+
+
+def test_objects_of_a_run_know_their_class(viewer, workspace, person, image, tmp_path, tiny_model):
+    add_to_library(tiny_model("busy", seed=3), "busy")
+    workspace.annotate.bench.take_library(runs.read_library())
+    viewer.add_image(image, name="cells")
+    workspace.session.choose_model("busy")
+    workspace.session.set_options(scope="layer", output="objects")
+    workspace.annotate.bench.segmenting.start()
+    person.wait(lambda: workspace.session.segmentation.notice.kind == "success")
+    workspace.show_tab("export")
+    choose(workspace.export, "table")
+    assert export(workspace.export, person, tmp_path / "cells.csv").kind == "success"
+    features = viewer.layers["cells objects"].features
+    assert len(features) == viewer.layers["cells objects"].data.max() > 0
+    assert set(features["class"]) == {"cell"}
+    assert "mean_intensity" in features
 
 
 def test_with_nothing_to_export_the_button_is_grey_and_says_why(dock):

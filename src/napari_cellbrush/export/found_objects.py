@@ -38,8 +38,9 @@ class FoundObjects:
     class_map: NDArray[Any] | None = None
     #: What the numbers in ``class_map`` mean.
     classes: tuple[ClassDefinition, ...] = ()
-    #: Whether objects of a stack are measured plane by plane, rather than as bodies.
-    planewise: bool = True
+    #: Whether objects of a stack are measured plane by plane, rather than as bodies; None: where no id is on two
+    #: planes.
+    planewise: bool | None = None
 
 
 def save_objects(path: Path, objects: FoundObjects, kind: ObjectFormat, *, plane: tuple[int, ...] = (),
@@ -98,7 +99,12 @@ def _measured(objects: FoundObjects, order: list[int], axes: str) -> Columns:
     return measure_objects(
         objects.ids.transpose(order), axes, image=image, channel_names=names, pixel_size=objects.pixel_size,
         class_map=None if objects.class_map is None else objects.class_map.transpose(order), classes=objects.classes,
-        planewise=objects.planewise)
+        planewise=_on_single_planes(objects.ids) if objects.planewise is None else objects.planewise)
+
+
+def _on_single_planes(ids: NDArray[Any]) -> bool:
+    numbers = np.concatenate([np.unique(plane[plane > 0]) for plane in ids.reshape(-1, *ids.shape[-2:])])
+    return len(np.unique(numbers)) == len(numbers)
 
 
 def _pixels(planes: Planes) -> NDArray[np.float32]:

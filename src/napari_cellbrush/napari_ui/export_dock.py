@@ -1,22 +1,34 @@
-"""Export: saves a layer as a file that Fiji opens."""
+"""Export: saves a layer as a file that other programs open."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLineEdit, QMessageBox, QPushButton
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QHBoxLayout, QLineEdit, QMessageBox, QPushButton, QWidget
 
 from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui.controls import ChoiceBox, RunPanel, wrapped_label
 from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
-from napari_cellbrush.session import MaskEntry, axes_in_words
+from napari_cellbrush.napari_ui.exporting import with_ending
+from napari_cellbrush.napari_ui.runs import ExportFormat
+from napari_cellbrush.session import ImageEntry, MaskEntry, axes_in_words
 
-FORMATS = (
-    ("tiff", "TIFF (Fiji, ImageJ)", "Uncompressed; opens in Fiji with the right size and axes. OME-TIFF where ImageJ "
-     "cannot hold the mask"),
-    ("compact", "OME-TIFF, compressed", "Much smaller; opens in Fiji through Bio-Formats"),
-)
+#: Name, what it is good for, and the file dialog's filter.
+FORMATS: dict[ExportFormat, tuple[str, str, str]] = {
+    "tiff": ("TIFF mask", "Opens in Fiji with the right size and axes.", "TIFF (*.tif *.tiff)"),
+    "compact": ("TIFF mask, compressed", "OME-TIFF, much smaller; opens in Fiji through Bio-Formats.",
+                "TIFF (*.tif *.tiff)"),
+    "table": ("Measurements (CSV)", "Size, shape, intensities. Afterwards, point at an object to see its own.",
+              "CSV (*.csv)"),
+    "rois": ("ImageJ regions (ZIP)", "One region per object. In Fiji: ROI Manager › More › Open.", "ZIP (*.zip)"),
+    "geojson": ("QuPath objects (GeoJSON)", "One polygon per object. In QuPath: File › Import objects.",
+                "GeoJSON (*.geojson *.json)"),
+    "overlay": ("Overlay picture (PNG)", "Objects in colours on their image; of a stack, the plane shown.",
+                "PNG (*.png)"),
+}
+#: Which formats are in pixels, whatever these measure.
+_IN_PIXELS = ("rois", "geojson", "overlay")
 
 
 class ExportDock(Dock):
@@ -28,7 +40,7 @@ class ExportDock(Dock):
         self._edited_path = False
         self.layer = ChoiceBox()
         self.format = ChoiceBox()
-        self.format.set_choices(FORMATS, "tiff")
+        self.format_words = wrapped_label()
         self.path = QLineEdit()
         self.browse = QPushButton("…")
         self.browse.setToolTip("Choose the file")
@@ -41,13 +53,16 @@ class ExportDock(Dock):
         self.axes.setToolTip("One letter per axis: T time, Z depth, Y row, X column, C channel or class")
         self.axes_words = wrapped_label()
         self.size_line = wrapped_label()
-        form = self.form()
+        self.image_line = wrapped_label()
+        self._rows = form = self.form()
         self.row(form, "Layer", self.layer)
         self.row(form, "Format", self.format)
+        self.row(form, "", self.format_words)
         self.row(form, "File", path_row)
         self.row(form, "Axes", self.axes)
         self.row(form, "", self.axes_words)
         self.row(form, "Pixel size", self.size_line)
+        self.row(form, "Image", self.image_line)
         self.run = RunPanel("Export", "Exporting…")
         self.column.addWidget(self.run)
 
@@ -60,6 +75,8 @@ class ExportDock(Dock):
         self.axes.textEdited.connect(lambda _: self._refresh_size())
         self.run.startRequested.connect(self._on_export)
         self.listen(session.images_changed, self._refresh)
+        self.listen(session.image_chosen, self._refresh)
+        self.listen(session.annotations_changed, self._refresh)
         self.listen(session.export.changed, self._refresh_run)
 
     def choose(self, key: str) -> None:
@@ -77,21 +94,54 @@ class ExportDock(Dock):
                                self._mask.key if self._mask else None, "Segment first")
         if self._mask is None or before is None or self._mask.key != before.key:
             self._show_mask()
-        self._refresh_run()
+        self._refresh_formats()
+        self._show_format()
 
     def _show_mask(self) -> None:
         self._edited_path = False
-        exporting = self.bench.exporting
-        self.axes.setText(exporting.axes(self._mask) if self._mask else "")
+        self.axes.setText(self.bench.exporting.axes(self._mask) if self._mask else "")
+
+    def _refresh_formats(self) -> None:
+        offered = self.bench.exporting.formats(self._mask) if self._mask else ("tiff", "compact")
+        before = self._format()
+        self.format.set_choices([(key, name, words) for key, (name, words, _) in FORMATS.items() if key in offered],
+                                before if before in offered else "tiff")
+
+    def _show_format(self) -> None:
+        """Show what goes with the format."""
+        chosen = self._format()
+        self.format_words.setText(FORMATS[chosen][1])
+        widest = self._rows.labelForField(self.size_line)
+        first = self._rows.labelForField(self.layer)
+        if widest is not None and first is not None:
+            # Fields must not move when the row with the longest name is hidden.
+            first.setMinimumWidth(widest.sizeHint().width())
+        _show_row(self._rows, self.size_line, chosen not in _IN_PIXELS)
+        _show_row(self._rows, self.image_line, chosen in ("table", "overlay"))
         self._suggest_path()
         self._refresh_size()
+        self._refresh_image()
+
+    def _format(self) -> ExportFormat:
+        return next((key for key in FORMATS if key == self.format.value()), "tiff")
 
     def _suggest_path(self) -> None:
-        if not self._edited_path:
-            path = self.bench.exporting.default_path(self._mask) if self._mask else None
-            compact = self.format.value() == "compact"
-            self.path.setText(str(path.with_suffix(".ome.tif") if compact and path else path or ""))
-            self.path.setToolTip(self.path.text())
+        if self._edited_path:
+            self.path.setText(str(self._fitting(Path(self.path.text()))) if self.path.text().strip() else "")
+        else:
+            exporting, chosen = self.bench.exporting, self._format()
+            self.path.setText(str(exporting.default_path(self._mask, chosen)) if self._mask else "")
+        self.path.setToolTip(self.path.text())
+
+    def _fitting(self, path: Path) -> Path:
+        """The file with an ending that fits the format."""
+        return path if f"*{path.suffix.lower()}" in FORMATS[self._format()][2].strip(")").split("(")[1].split() else (
+            with_ending(path, self._format()))
+
+    def _refresh_image(self) -> None:
+        image = self.bench.exporting.image(self._mask) if self._mask else None
+        none = "not known: sizes and shapes alone" if self._format() == "table" else "not known: black behind objects"
+        self.image_line.setText(none if image is None else _image_in_words(image))
 
     def _refresh_size(self) -> None:
         text, words = "", ""
@@ -119,16 +169,18 @@ class ExportDock(Dock):
             self._mask = found
             self.layer.setValue(key)
             self._show_mask()
+            self._refresh_formats()
+            self._show_format()
 
     def _on_format_chosen(self, _: str) -> None:
-        self._suggest_path()
+        self._show_format()
 
     def _on_path_edited(self, _: str) -> None:
         self._edited_path = True
 
     def _on_browse(self) -> None:
         # The dialog would ask about overwriting, and the button again: one of them is enough.
-        path, _ = QFileDialog.getSaveFileName(self, "Export mask", self.path.text(), "TIFF (*.tif *.tiff)",
+        path, _ = QFileDialog.getSaveFileName(self, "Export", self.path.text(), FORMATS[self._format()][2],
                                               options=QFileDialog.Option.DontConfirmOverwrite)
         if path:
             self._edited_path = True
@@ -139,23 +191,33 @@ class ExportDock(Dock):
         if mask is None or not text:
             self.session.export.say("Say where to save the file.", "warning")
             return
-        path = Path(text).expanduser()
-        if path.suffix.lower() not in (".tif", ".tiff"):
-            path = path.with_name(path.name + ".tif")
+        path = self._fitting(Path(text).expanduser())
         overwrite = path.exists()
         if overwrite and not self._may_overwrite(path):
             return
-        self.bench.exporting.start(mask, path, self.axes.text(), overwrite=overwrite,
-                                   compress=self.format.value() == "compact")
+        self.bench.exporting.start(mask, path, self.axes.text(), overwrite=overwrite, format=self._format())
 
     def _may_overwrite(self, path: Path) -> bool:
-        answer = QMessageBox.question(self, "Export mask", f"{path.name} exists already. Replace it?")
+        answer = QMessageBox.question(self, "Export", f"{path.name} exists already. Replace it?")
         return answer == QMessageBox.StandardButton.Yes
 
 
 def _preference(mask: MaskEntry) -> int:
     """What people most likely want to save comes first."""
     return ("objects", "classes", "probability", "").index(mask.output)
+
+
+def _show_row(form: QFormLayout, field: QWidget, shown: bool) -> None:
+    field.setVisible(shown)
+    title = form.labelForField(field)
+    if title is not None:
+        title.setVisible(shown)
+
+
+def _image_in_words(image: ImageEntry) -> str:
+    letter = next((letter for letter in "CS" if letter in image.axes), "")
+    n = image.shape[image.axes.index(letter)] if letter else 1
+    return f"{image.name}, RGB" if letter == "S" else f"{image.name}, {n} channels" if n > 1 else image.name
 
 
 def size_in_words(size: PixelSize) -> str:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from qtpy.QtCore import QObject
 
+from napari_cellbrush.config import ClassDefinition
 from napari_cellbrush.engine.axes import PixelSize, check_axes
-from napari_cellbrush.errors import CellbrushError
+from napari_cellbrush.errors import CellbrushError, ExportError
 from napari_cellbrush.napari_ui import layers, runs
+from napari_cellbrush.napari_ui.runs import ExportFormat
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
-from napari_cellbrush.session import MaskEntry
+from napari_cellbrush.session import ImageEntry, MaskEntry
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from napari_cellbrush.napari_ui.workbench import Workbench
+
+#: What the suggested name of a file ends with.
+ENDINGS: dict[ExportFormat, str] = {"tiff": ".tif", "compact": ".ome.tif", "rois": "_rois.zip", "geojson": ".geojson",
+                                    "table": ".csv", "overlay": "_overlay.png"}
+#: Columns that need not be shown where the pointer is.
+_WHERE = ("id", "frame", "plane", "centroid_", "bbox_")
 
 
 class Exporting(QObject):
@@ -27,15 +38,24 @@ class Exporting(QObject):
         self._bench = bench
         self._run = bench.session.export
         self._job: Job | None = None
+        #: What made the pixels that a layer's table was measured on, by key.
+        self._measured: dict[str, Any] = {}
+        bench.session.segmentation.changed.connect(self._forget_old_tables)
 
-    def default_path(self, mask: MaskEntry) -> Path:
+    def formats(self, mask: MaskEntry) -> tuple[ExportFormat, ...]:
+        """What a layer can be written as: regions, polygons and so on where it may hold objects."""
+        strokes = mask.key in self._bench.session.annotations.values()
+        objects = mask.labels and mask.output in ("objects", "") and not strokes
+        return get_args(ExportFormat) if objects else ("tiff", "compact")
+
+    def default_path(self, mask: MaskEntry, format: ExportFormat = "tiff") -> Path:
         """A file beside the one that the layer (or the image under it) was read from, else in the home folder."""
         layer = self._bench.book.layer(mask.key)
         image_name = layers.note_of(layer).get("image", "")
         sources = [layer, *(other for other in self._bench.book.viewer.layers if other.name == image_name)]
         paths = [Path(str(source.source.path)) for source in sources if source.source.path]
         folder = paths[0].parent if paths else Path.home()
-        return folder / f"{_file_stem(mask.name)}.tif"
+        return folder / f"{_file_stem(mask.name)}{ENDINGS[format]}"
 
     def axes(self, mask: MaskEntry) -> str:
         """The likeliest axes of a mask, as they will be written."""
@@ -52,25 +72,76 @@ class Exporting(QObject):
         layer = self._bench.book.layer(mask.key)
         return layers.pixel_size(layer, _layer_axes(layer, axes))
 
-    def start(self, mask: MaskEntry, path: Path, axes: str, *, overwrite: bool, compress: bool = False) -> None:
-        """Write a mask; ends at once, with a sentence, if that is not possible."""
+    def image(self, mask: MaskEntry) -> ImageEntry | None:
+        """The image that objects were found in; for labels from elsewhere the one that is worked on, if it fits."""
+        session, name = self._bench.session, layers.note_of(self._bench.book.layer(mask.key)).get("image")
+        candidates = [image for image in session.images if image.name == name] if name else [session.image]
+        return next((image for image in candidates if image is not None and image.axes
+                     and layers.labels_shape(image.axes, image.shape) == mask.shape), None)
+
+    def start(self, mask: MaskEntry, path: Path, axes: str, *, overwrite: bool, format: ExportFormat = "tiff") -> None:
+        """Write a layer; ends at once, with a sentence, if that is not possible."""
         layer = self._bench.book.layer(mask.key)
         if self._run.busy or layer is None:
             return
         try:
-            size = self.pixel_size(mask, axes)
             with memory_in_words(f"copying '{mask.name}'"):
-                copy = np.array(layers.full_resolution(layer))
+                task = self._task(mask, path, _layer_axes(layer, axes), overwrite, format)
         except CellbrushError as error:
             self._run.end(str(error), "error")
             return
-        data, written = layers.without_channel(copy, _layer_axes(layer, axes))
-        task = runs.ExportTask(path, data, written, size, self._provenance(layer), overwrite, compress)
         self._run.begin(f"Writing {path.name}…")
         self._job = self._bench.job(partial(runs.export, task), "exporting", exclusive=False)
-        self._job.finished.connect(self._on_finished)
+        self._job.finished.connect(partial(self._on_finished, mask.key, task))
         self._job.failed.connect(self._on_failed)
         self._job.start()
+
+    # ------------------------------------------------------------------------------------------------ before
+
+    def _task(self, mask: MaskEntry, path: Path, layer_axes: str, overwrite: bool,
+              format: ExportFormat) -> runs.ExportTask:
+        layer = self._bench.book.layer(mask.key)
+        data, written = layers.without_channel(np.array(layers.full_resolution(layer)), layer_axes)
+        task = runs.ExportTask(path, format, data, written, layers.pixel_size(layer, layer_axes),
+                               self._provenance(layer), overwrite)
+        return task if format in ("tiff", "compact") else self._with_surroundings(task, mask, layer_axes)
+
+    def _with_surroundings(self, task: runs.ExportTask, mask: MaskEntry, layer_axes: str) -> runs.ExportTask:
+        """The task with all that is known of the objects."""
+        if "C" in task.axes:
+            raise ExportError(f"The axes '{task.axes}' name channels (C), and objects have none",
+                              "Say what the axes of the layer mean: T time, Z depth, Y row, X column")
+        viewer, layer = self._bench.book.viewer, self._bench.book.layer(mask.key)
+        image = self.image(mask) if task.format in ("table", "overlay") else None
+        class_map, classes = self._class_map(layer) if task.format in ("table", "geojson") else (None, ())
+        size = task.pixel_size
+        if size.unit == "pixel" and {size.y, size.x, size.z or 1.0} != {1.0}:
+            size = replace(size, unit="unit")
+        return replace(
+            task, mask=layers.in_engine_order(task.mask, task.axes), pixel_size=size,
+            axes="".join(letter for letter in task.axes if letter in "TZ") + "YX",
+            image=None if image is None else layers.planes_of(self._bench.book.layer(image.key), image.axes),
+            class_map=class_map, classes=classes,
+            plane=layers.plane_index(layer, layer_axes, viewer.dims.point) if task.format == "overlay" else ())
+
+    def _class_map(self, objects: Any) -> tuple[NDArray[Any] | None, tuple[ClassDefinition, ...]]:
+        """What the same model said of each pixel, if that is still there, and what it means."""
+        note = layers.note_of(objects)
+        made = note.get("provenance", {})
+        entry = self._bench.session.find_model(made.get("model", ""))
+        if entry is None or [definition.name for definition in entry.card.classes] != made.get("classes"):
+            return None, ()
+        for layer in self._bench.book.viewer.layers:
+            other = layers.note_of(layer)
+            if (other.get("output"), other.get("image"), other.get("axes")) == (
+                    "classes", note.get("image"), note.get("axes")) and (
+                    other.get("provenance", {}).get("model_weights_sha256") == made["model_weights_sha256"]
+                    and layer.data.shape == objects.data.shape):
+                shown = {definition.name: definition.color for definition in self._bench.session.classes}
+                classes = [definition.replace(color=shown.get(definition.name, definition.color))
+                           for definition in entry.card.classes]
+                return layers.in_engine_order(np.array(layer.data), note["axes"]), tuple(classes)
+        return None, ()
 
     def _provenance(self, layer: Any) -> dict[str, Any]:
         from napari_cellbrush import __version__
@@ -78,13 +149,53 @@ class Exporting(QObject):
         made: dict[str, Any] = layers.note_of(layer).get("provenance", {})
         return {**made, "program": "napari-cellbrush", "layer": layer.name, "exported_with": __version__}
 
-    def _on_finished(self, exported: runs.Exported) -> None:
-        values = "probabilities" if exported.highest is None else f"ids 1–{exported.highest:,}"
-        values = "no object at all" if exported.highest == 0 else values
-        self._run.end(f"Saved {exported.path.name}: {values}, {exported.dtype}, {exported.kind}.", "success")
+    # ------------------------------------------------------------------------------------------------- after
+
+    def _on_finished(self, key: str, task: runs.ExportTask, exported: runs.Exported) -> None:
+        blind = exported.columns is not None and task.image is None
+        self._run.end(f"Saved {exported.path.name}: {exported.contents}{', without intensities' if blind else ''}.",
+                      "success")
+        layer = self._bench.book.layer(key)
+        if exported.columns is not None and layer is not None:
+            self._show_table(key, layer, exported.columns, task.pixel_size.unit)
 
     def _on_failed(self, error: CellbrushError) -> None:
         self._run.end(str(error), "error")
+
+    def _show_table(self, key: str, layer: Any, columns: dict[str, NDArray[Any]], unit: str) -> None:
+        """Put measurements where napari shows them beside the pointer."""
+        from napari_cellbrush.engine.measure import column_title
+
+        ids = columns["id"]
+        if len(np.unique(ids)) < len(ids):
+            return  # an object with a row per frame has no single value to show
+        layer.features = {"index": ids} | {column_title(name, unit): values for name, values in columns.items()
+                                           if not name.startswith(_WHERE)}
+        self._measured[key] = layers.note_of(layer).get("provenance")
+        layer.events.paint.connect(self._on_painted)
+
+    def _on_painted(self, event: Any) -> None:
+        self._forget_table(str(event.source.unique_id))
+
+    def _forget_old_tables(self) -> None:
+        """A new run gives other objects the same numbers."""
+        for key, made in list(self._measured.items()):
+            layer = self._bench.book.layer(key)
+            if layer is None or layers.note_of(layer).get("provenance") != made:
+                self._forget_table(key)
+
+    def _forget_table(self, key: str) -> None:
+        layer = self._bench.book.layer(key)
+        if self._measured.pop(key, key) != key and layer is not None:
+            layer.features = None
+
+
+def with_ending(path: Path, format: ExportFormat) -> Path:
+    """The same file for another format: its ending is replaced if it is one of ours, else added to."""
+    endings = sorted([*ENDINGS.values(), ".ome.tiff", ".tiff", ".zip", ".json", ".png"], key=len, reverse=True)
+    name = path.name.lower()
+    own = next((ending for ending in endings if name.endswith(ending) and name != ending), "")
+    return path.with_name(path.name[: len(path.name) - len(own)] + ENDINGS[format])
 
 
 def _written_axes(layer: Any) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -330,44 +330,69 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
 # ------------------------------------------------------------------------------------------------------ export
 
 
+ExportFormat = Literal["tiff", "compact", "rois", "geojson", "table", "overlay"]
+
+
 @dataclass(frozen=True, eq=False)
 class ExportTask:
-    """Everything an export needs; ``mask`` is a copy."""
+    """Everything an export needs; ``mask`` and ``class_map`` are copies."""
 
     path: Path
+    format: ExportFormat
     mask: NDArray[Any]
     axes: str
     pixel_size: PixelSize
     provenance: dict[str, Any]
     overwrite: bool
-    compress: bool = False
+    #: Where objects were found, and which class the model saw at each pixel.
+    image: Planes | None = None
+    class_map: NDArray[Any] | None = None
+    classes: tuple[ClassDefinition, ...] = ()
+    #: Which plane of a stack a picture shows.
+    plane: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exported:
-    """A file that was written, as it can be read back."""
+    """A file that was written."""
 
     path: Path
-    kind: str
-    dtype: str
-    #: The largest id; None for probabilities.
-    highest: int | None
+    #: What it holds, in words.
+    contents: str
+    #: The table that was written, if it is one.
+    columns: dict[str, NDArray[Any]] | None = None
 
 
 def export(task: ExportTask, stop: StopToken) -> Generator[None, None, Exported]:
-    """Write a mask and say what became of it."""
+    """Write a layer and say what became of it."""
+    yield
+    return _export_mask(task) if task.format in ("tiff", "compact") else _export_objects(task)
+
+
+def _export_mask(task: ExportTask) -> Exported:
     import tifffile
 
     from napari_cellbrush.export.mask_tiff import save_mask
 
-    yield
     path = save_mask(task.path, task.mask, axes=task.axes, pixel_size=task.pixel_size, provenance=task.provenance,
-                     overwrite=task.overwrite, compress=task.compress)
+                     overwrite=task.overwrite, compress=task.format == "compact")
     with tifffile.TiffFile(path) as tiff:
         kind = "ImageJ TIFF" if tiff.is_imagej else "OME-TIFF"
         dtype = str(tiff.series[0].dtype)
     highest = int(task.mask.max()) if task.mask.dtype.kind in "bui" else None
-    return Exported(path, kind, dtype, highest)
+    values = "probabilities" if highest is None else f"ids 1–{highest:,}" if highest else "no object at all"
+    return Exported(path, f"{values}, {dtype}, {kind}")
+
+
+def _export_objects(task: ExportTask) -> Exported:
+    from napari_cellbrush.export.found_objects import FoundObjects, ObjectFormat, save_objects
+
+    kind = cast("ObjectFormat", task.format)
+    objects = FoundObjects(task.mask, task.axes, task.pixel_size, task.image, task.class_map, task.classes)
+    columns = save_objects(task.path, objects, kind, plane=task.plane, overwrite=task.overwrite)
+    n = np.count_nonzero(np.unique(task.mask[task.plane]))
+    what = "1 object" if n == 1 else f"{n:,} objects"
+    return Exported(task.path, f"{what}, {len(columns)} columns" if columns else what, columns)
 
 
 def _load_torch() -> None:
