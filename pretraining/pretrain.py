@@ -144,7 +144,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     device = choose_device()
     card = ModelCard(name="cells", classes=DEFAULT_CLASSES, in_channels=1, any_channels=True,
-                     network=NetworkConfig(base_filters=arguments.base_filters), description=DESCRIPTION)
+                     network=NetworkConfig(base_filters=arguments.base_filters), diameter_px=DIAMETER_PX,
+                     description=DESCRIPTION)
     start = read_model(arguments.start) if arguments.start else None
     n_before = start.card.n_steps if start else 0
     network = start.network if start else build_network(card)

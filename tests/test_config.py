@@ -98,3 +98,9 @@ def test_class_names_get_roles_a_biologist_means() -> None:
 def test_unusable_class_names_are_refused(names: list[str]) -> None:
     with pytest.raises(ConfigError):
         classes_from_names(names)
+
+
+def test_smoothing_is_meant_in_pixels_as_the_network_sees_them():
+    assert ObjectsConfig(smoothing_px=1.5).at_scale(0.5).smoothing_px == 3
+    assert ObjectsConfig(smoothing_px=1.5).at_scale(3).smoothing_px == 0.5
+    assert ObjectsConfig(smoothing_px=15).at_scale(0.1).smoothing_px == 20

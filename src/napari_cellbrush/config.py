@@ -190,7 +190,8 @@ class ObjectsConfig(Settings):
     """How objects are found in class probabilities. A pixel's score is P(cell) minus P(boundary), after smoothing."""
 
     smoothing_px: float = _setting(1.5, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
-                                   "and with them outlines; 0 leaves them as they are.", unit="px", ge=0, le=20)
+                                   "and with them outlines, in pixels as the network sees them; 0 leaves them as they "
+                                   "are.", unit="px", ge=0, le=20)
     seed_score: float = _setting(0.5, "Seeds from", "Connected pixels with at least this score are the start of one "
                                  "object; higher splits more.", gt=0, lt=1)
     neck_px: float = _setting(12.0, "Cut necks", "Without a boundary class, the score falls towards the rim over this "
@@ -202,6 +203,10 @@ class ObjectsConfig(Settings):
                                   advanced=False, ge=0, le=10_000_000)
     clear_border: bool = _setting(False, "Clear border", "Leave out objects that touch the image's border.",
                                   advanced=False)
+
+    def at_scale(self, scale: float) -> Self:
+        """The same for an image of which the network saw ``scale`` pixels per pixel: what is noise to the network."""
+        return self.replace(smoothing_px=min(self.smoothing_px / scale, 20.0))
 
 
 class InferenceConfig(Settings):

@@ -12,10 +12,11 @@ from qtpy.QtTest import QTest
 
 from napari_cellbrush import api
 from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, ObjectsConfig
-from napari_cellbrush.engine import inference
+from napari_cellbrush.engine import diameter, inference
+from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.model_file import add_to_library
 from napari_cellbrush.events import InferenceStarted, TileSegmented
-from napari_cellbrush.napari_ui import runs, segmenting
+from napari_cellbrush.napari_ui import layers, runs, segmenting
 
 
 @pytest.fixture
@@ -62,6 +63,28 @@ def test_classes_objects_and_probabilities_are_those_of_the_api(viewer, ready, p
         layer = viewer.layers[f"cells {definition.name} probability"]
         np.testing.assert_array_equal(layer.data, expected["probabilities"][number])
     assert viewer.layers["cells classes"].data.dtype == np.uint8
+
+
+def test_the_diameter_is_measured_once_said_noted_and_the_same_as_by_the_api(viewer, ready, person, image, tiny_model,
+                                                                              monkeypatch):
+    model = tiny_model("sized")
+    add_to_library(Model(model.network, model.card.replace(diameter_px=24.0)), "sized")
+    ready.annotate.bench.look_around()
+    person.wait(lambda: ready.session.find_model("sized"))
+    ready.session.choose_model("sized")
+    measured = []
+    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: measured.append(1) or 12.0)
+    ready.session.set_options(output="objects")
+    for _ in range(2):
+        notice = segment(ready, person)
+        assert notice.kind == "success"
+        assert "12 px across" in notice.text
+    assert len(measured) == 1
+    config = ready.session.inference_config.replace(diameter_px=12)
+    note = layers.note_of(viewer.layers["cells objects"])["provenance"]
+    assert note["settings"] == config.model_dump()
+    np.testing.assert_array_equal(viewer.layers["cells objects"].data, api.segment(image, "sized", "objects",
+                                                                                   config=config))
 
 
 @pytest.mark.parametrize(("axes", "shape"), [("ZYX", (2, 70, 60)), ("CYX", (3, 70, 60)), ("TCYX", (2, 2, 70, 60)),

@@ -169,8 +169,11 @@ def segment_into_array(
     config, stop = config or InferenceConfig(), stop or StopToken()
     n_classes = 1 if output == "classes" else model.n_classes
     answers = np.zeros((n_classes, *planes.spatial_shape), np.float32 if output == "probabilities" else np.uint8)
+    objects = config.objects
     for event in segment_planes(model, planes, config=config, device=device, stop=stop):
-        if isinstance(event, TileSegmented):
+        if isinstance(event, InferenceStarted):
+            objects = objects.at_scale(event.scale)
+        elif isinstance(event, TileSegmented):
             place: tuple[int | slice, ...] = (slice(None), *event.plane, event.rows, event.columns)
             if output == "classes":
                 answers[place] = event.classes
@@ -178,7 +181,7 @@ def segment_into_array(
                 answers[place] = as_bytes(event.probabilities) if output == "objects" else event.probabilities
         yield event
     if output == "objects":
-        return number_objects(answers, model.card.classes, config.objects, stop=stop)
+        return number_objects(answers, model.card.classes, objects, stop=stop)
     return answers[0] if output == "classes" else answers
 
 

@@ -19,7 +19,7 @@ from napari_cellbrush.config import ClassDefinition, DeviceName, InferenceConfig
 from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError, ModelError, ModelFileError
-from napari_cellbrush.events import InferenceEvent, StopToken, TileSegmented, TrainingEvent
+from napari_cellbrush.events import InferenceEvent, InferenceStarted, StopToken, TileSegmented, TrainingEvent
 from napari_cellbrush.session import SCRATCH
 
 if TYPE_CHECKING:
@@ -314,14 +314,17 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
     from napari_cellbrush.engine.objects import as_bytes
 
     kept, same = target.answers.of(model, target.planes.spatial_shape) if target.answers else (None, False)
+    objects = task.config.objects
     for event in segment_planes(model, target.planes, config=task.config, device=device, indices=target.indices,
                                 region=target.region, centre=target.centre, stop=stop):
-        if kept is not None and isinstance(event, TileSegmented):
+        if isinstance(event, InferenceStarted):
+            objects = objects.at_scale(event.scale)
+        elif kept is not None and isinstance(event, TileSegmented):
             place: tuple[int | slice, ...] = (slice(None), *event.plane, event.rows, event.columns)
             kept[place] = as_bytes(event.probabilities)
         yield TargetEvent(number, event)
     if kept is not None and not stop.stopped:
-        ids = number_objects(kept, model.card.classes, task.config.objects, indices=target.indices,
+        ids = number_objects(kept, model.card.classes, objects, indices=target.indices,
                              earlier=target.earlier_objects if same else None, stop=stop)
         if not stop.stopped:
             yield ObjectsNumbered(number, ids, int(np.count_nonzero(np.bincount(ids.ravel())[1:])))
