@@ -177,3 +177,15 @@ def test_advanced_settings_are_folded_away_and_the_rest_is_not(qtbot, form):
     assert not form.findChild(QWidget, "learning_rate").visibleRegion().boundingRect().height()
     form.advanced.expand(animate=False)
     qtbot.waitUntil(lambda: form.findChild(QWidget, "learning_rate").visibleRegion().boundingRect().height() > 0)
+
+
+def test_of_a_group_too_only_the_advanced_settings_are_folded_away(qtbot):
+    form = ConfigForm(InferenceConfig)
+    qtbot.addWidget(form)
+    form.show()
+    qtbot.waitExposed(form)
+    assert form.findChild(QWidget, "objects.min_object_px").isVisible()
+    hidden = form.findChild(QWidget, "objects.smoothing_px")
+    assert not hidden.visibleRegion().boundingRect().height()
+    form.advanced.expand(animate=False)
+    qtbot.waitUntil(lambda: hidden.visibleRegion().boundingRect().height() > 0)

@@ -251,11 +251,11 @@ def _nested(field: FieldInfo) -> type[Settings] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
-def _is_advanced(field: FieldInfo) -> bool:
-    group = _nested(field)
-    if group is not None:
-        return all(_is_advanced(inner) for inner in group.model_fields.values())
-    return bool(_extra(field, "advanced"))
+def _has(settings_class: type[Settings], advanced: bool) -> bool:
+    """Whether a group, or one inside it, holds any advanced settings, or any others."""
+    fields = settings_class.model_fields.values()
+    return any(_has(inner, advanced) if (inner := _nested(field)) is not None
+               else bool(_extra(field, "advanced")) == advanced for field in fields)
 
 
 def _leaves(settings: Settings, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -285,7 +285,7 @@ class _Fold(QCollapsible):
 class ConfigForm(QWidget, Generic[SettingsT]):
     """Editors for every field of a :class:`~napari_cellbrush.config.Settings` class.
 
-    Fields marked as advanced, and groups that hold nothing else, are folded away. Every editor's ``objectName`` is
+    Fields marked as advanced are folded away, group by group. Every editor's ``objectName`` is
     the dotted name of its setting, such as ``augmentation.flips``.
 
     Parameters
@@ -345,36 +345,40 @@ class ConfigForm(QWidget, Generic[SettingsT]):
     def _build(self) -> None:
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        fields = self._settings_class.model_fields
-        basic = {name: field for name, field in fields.items() if not _is_advanced(field)}
-        advanced = {name: field for name, field in fields.items() if _is_advanced(field)}
-        if basic:
-            layout.addWidget(self._build_group(basic, ()))
-        if advanced:
+        if _has(self._settings_class, advanced=False):
+            layout.addWidget(self._build_group(self._settings_class, (), advanced=False))
+        if _has(self._settings_class, advanced=True):
             self.advanced = _Fold("Advanced settings")
-            self.advanced.addWidget(self._build_group(advanced, ()))
+            self.advanced.addWidget(self._build_group(self._settings_class, (), advanced=True))
             button = QPushButton("Reset to defaults")
             button.clicked.connect(self.reset)
             self.advanced.addWidget(button)
             layout.addWidget(self.advanced)
 
-    def _build_group(self, fields: dict[str, FieldInfo], path: Path) -> QWidget:
+    def _build_group(self, settings_class: type[Settings], path: Path, *, advanced: bool) -> QWidget:
         group = QWidget()
         layout = QFormLayout(group)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        for name, field in fields.items():
-            inner = _nested(field)
-            if inner is not None:
-                layout.addRow(self._build_titled(field.title or name, inner, (*path, name)))
-            else:
-                self._add_row(layout, field, (*path, name))
+        self._fill(layout, settings_class, path, advanced)
         return group
+
+    def _fill(self, layout: QFormLayout, settings_class: type[Settings], path: Path, advanced: bool) -> None:
+        for name, field in settings_class.model_fields.items():
+            inner = _nested(field)
+            if inner is None:
+                if bool(_extra(field, "advanced")) == advanced:
+                    self._add_row(layout, field, (*path, name))
+            elif not advanced:
+                # The few that everybody sees need no frame of their own.
+                self._fill(layout, inner, (*path, name), advanced)
+            elif _has(inner, advanced):
+                layout.addRow(self._build_titled(field.title or name, inner, (*path, name)))
 
     def _build_titled(self, title: str, settings_class: type[Settings], path: Path) -> QGroupBox:
         box = QGroupBox(title)
         layout = QVBoxLayout(box)
-        layout.addWidget(self._build_group(settings_class.model_fields, path))
+        layout.addWidget(self._build_group(settings_class, path, advanced=True))
         return box
 
     def _add_row(self, layout: QFormLayout, field: FieldInfo, path: Path) -> None:
