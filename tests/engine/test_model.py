@@ -85,3 +85,14 @@ def test_a_sigmoid_for_three_classes_is_refused() -> None:
     card = ModelCard(name="m", classes=DEFAULT_CLASSES, in_channels=1, network=SMALL.replace(activation="sigmoid"))
     with pytest.raises(ModelError, match="3 classes"):
         new_model(card, 0)
+
+
+def test_without_a_boundary_class_the_rims_of_cells_are_cells() -> None:
+    model = new_model(ModelCard(name="m", classes=DEFAULT_CLASSES, in_channels=1,
+                                network=NetworkConfig(depth=3, base_filters=8)), seed=0)
+    old = model.network.head.weight
+    new = with_classes(model, classes_from_names(["background", "cell"]), seed=1).network.head.weight
+    assert torch.equal(new[0], old[0])
+    assert torch.allclose(new[1], (old[1] + old[2]) / 2)
+    kept = with_classes(model, classes_from_names(["background", "cell", "boundary", "other"]), seed=1).network.head
+    assert torch.equal(kept.weight[:3], old)

@@ -87,7 +87,7 @@ def test_numbers_out_of_bounds_or_unfinished_go_back_to_the_last_value(qtbot, fo
     box = form.findChild(QDoubleSpinBox, "learning_rate")
     type_into(qtbot, box, text)
     qtbot.keyClick(box, Qt.Key.Key_Return)
-    assert form.value().learning_rate == 5e-4
+    assert form.value().learning_rate == TrainingConfig().learning_rate
 
 
 def test_a_zero_with_a_meaning_is_shown_as_a_word_and_can_be_typed_over_and_back(qtbot):
@@ -113,7 +113,7 @@ def test_a_zero_with_a_meaning_is_shown_as_a_word_and_can_be_typed_over_and_back
 def test_letters_cannot_be_typed_into_a_number(qtbot, form):
     box = form.findChild(QDoubleSpinBox, "learning_rate")
     type_into(qtbot, box, "abc")
-    assert form.value().learning_rate == 5e-4
+    assert form.value().learning_rate == TrainingConfig().learning_rate
 
 
 @pytest.mark.parametrize(("name", "upwards"), [("momentum", True), ("momentum", False), ("max_minutes", False),

@@ -23,7 +23,7 @@ NORMALISATION = "percentile-1-99.8"
 #: Images are reduced and enlarged at most this much.
 SCALES = (1 / 8, 3.0)
 #: Scales nearer to 1 than this factor are not worth resampling.
-TOLERATED_SCALE = 1.25
+TOLERATED_SCALE = 1.4
 
 
 class ModelCard(Settings):
@@ -151,7 +151,11 @@ def with_channels(model: Model, n_channels: int) -> Model:
 
 
 def with_classes(model: Model, classes: tuple[ClassDefinition, ...], seed: int) -> Model:
-    """A copy of the model that answers ``classes``: known names keep their weights, new ones start at random."""
+    """A copy of the model that answers ``classes``: known names keep their weights, new ones start at random.
+
+    Where no class is a boundary any more, the rims of objects are objects too: those classes start from the mean of
+    what they and the boundary were.
+    """
     old = model.card.classes
     card = model.card.replace(classes=[c.model_dump() for c in classes])
     state = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
@@ -159,12 +163,15 @@ def with_classes(model: Model, classes: tuple[ClassDefinition, ...], seed: int) 
         fresh = new_model(card, seed).network.head
         weight, bias = fresh.weight.detach().clone(), fresh.bias.detach().clone() if fresh.bias is not None else None
         positions = {c.name: position for position, c in enumerate(old)}
+        has_rims = any(c.role == "boundary" for c in classes)
+        rims = [] if has_rims else [position for position, c in enumerate(old) if c.role == "boundary"]
         if card.network.activation == "softmax":
             for position, definition in enumerate(classes):
                 if definition.name in positions:
-                    weight[position] = state["head.weight"][positions[definition.name]]
+                    sources = [positions[definition.name], *(rims if definition.role == "object" else [])]
+                    weight[position] = state["head.weight"][sources].mean(dim=0)
                     if bias is not None:
-                        bias[position] = state["head.bias"][positions[definition.name]]
+                        bias[position] = state["head.bias"][sources].mean()
         state["head.weight"] = weight
         if bias is not None:
             state["head.bias"] = bias

@@ -65,7 +65,7 @@ Ended = Literal["steps", "time", "stopped", "no_progress"]
 #: Tiles of held-out strokes scored at a time; enough for a stable score, few enough to stay fast on dense labels.
 _MAX_SCORED_TILES = 24
 #: Random weights have further to go than a base's: with the base's rate they learn hardly anything in a minute.
-_SCRATCH_RATE = 4
+_SCRATCH_RATE = 5
 #: A stroke's pixel lies at most this share of the patch's half side from its centre, so that deformation keeps it in.
 _JITTER = 0.7
 
