@@ -34,7 +34,7 @@ SCREEN = "1600x1000x24"
 WINDOW_PX = (1500, 940)
 IMAGE_NAME = "colon"
 #: Enough for all steps on a slow machine too: the demo's result should not depend on the machine.
-MAX_MINUTES = 15.0
+MAX_MINUTES = 1.5
 #: Seconds that a virtual screen may take to start, and a first look at the device (loading torch).
 SCREEN_S, LOOK_S = 20.0, 180.0
 
