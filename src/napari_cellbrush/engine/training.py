@@ -215,8 +215,9 @@ def _train(
     card = start.card.replace(
         name=name or f"{base.card.name} tuned", training=config.model_dump(), base_name=base.card.name,
         base_hash=base.weights_hash, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(),
-        image_diameter_px=diameter, n_steps=base.card.n_steps + step, labelled_pixels=labelled, base_score=base_score,
-        score=score, description="")
+        # Where nobody could tell a diameter, the model learnt at the images' own scale, and works at that.
+        diameter_px=base.card.diameter_px if diameter else None, image_diameter_px=diameter,
+        n_steps=base.card.n_steps + step, labelled_pixels=labelled, base_score=base_score, score=score, description="")
     model = Model(_on_cpu(best.network or learner.averaged, card), card)
     learner.release()
     improved = score is None or base_score is None or score >= base_score
