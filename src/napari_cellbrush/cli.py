@@ -408,9 +408,7 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
     import numpy as np
 
     from napari_cellbrush import api
-    from napari_cellbrush.engine.device import choose_device
-    from napari_cellbrush.engine.diameter import settled
-    from napari_cellbrush.events import TileSegmented
+    from napari_cellbrush.events import InferenceStarted, TileSegmented
     from napari_cellbrush.export.found_objects import FoundObjects
     from napari_cellbrush.export.mask_tiff import save_mask
     from napari_cellbrush.export.provenance import mask_provenance
@@ -419,12 +417,15 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
     planes, axes = opened.planes, opened.planes.stack_axes + "YX"
     check_planes(planes, opened.pixel_size, arguments)
     with stop_on_interrupt() as stop, memory_in_words(f"segment {image}"):
-        config = settled(config, model, planes, choose_device(arguments.device))
+        diameter: float | None = None
         class_map = np.zeros(planes.spatial_shape, np.uint8)
         with inference_bar(opened.path.name) as show:
 
             def hear(event: InferenceEvent) -> None:
+                nonlocal diameter
                 show(event)
+                if isinstance(event, InferenceStarted):
+                    diameter = event.diameter_px
                 if arguments.output == "objects" and isinstance(event, TileSegmented):
                     place: tuple[int | slice, ...] = (*event.plane, event.rows, event.columns)
                     class_map[place] = event.classes
@@ -435,7 +436,8 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
             return None
         if arguments.link:
             mask = linked(mask, planes.stack_axes)
-    provenance = mask_provenance(model, output=arguments.output, config=config, image_name=opened.path.name)
+    provenance = mask_provenance(model, output=arguments.output, config=config, image_name=opened.path.name,
+                                 diameter_px=diameter)
     save_mask(target, mask, axes="C" + axes if arguments.output == "probabilities" else axes,
               pixel_size=opened.pixel_size, provenance={**provenance, "linked_through_depth": arguments.link},
               overwrite=arguments.overwrite, compress=arguments.compress)

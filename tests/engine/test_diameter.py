@@ -9,10 +9,14 @@ from tests.engine.test_inference import make_model
 from napari_cellbrush.config import InferenceConfig
 from napari_cellbrush.engine import diameter
 from napari_cellbrush.engine.device import Device
-from napari_cellbrush.engine.diameter import measured_diameter, object_diameter, settled
+from napari_cellbrush.engine.diameter import measured_diameter, object_diameter
+from napari_cellbrush.engine.inference import segment_array, segment_planes
+from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.predictor import TilePredictor
 from napari_cellbrush.errors import ImageError
+from napari_cellbrush.events import InferenceStarted
+from napari_cellbrush.export.provenance import mask_provenance
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=True)
 MODEL = make_model(diameter_px=24.0)
@@ -95,8 +99,21 @@ def test_what_is_stated_or_known_from_tuning_comes_before_a_measurement(monkeypa
 def test_settings_say_the_diameter_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diameter, "measured_diameter", lambda *_: 33.0)
     image = Planes(discs(20), "YX")
-    assert settled(InferenceConfig(), MODEL, image, CPU).diameter_px == 33
-    assert settled(InferenceConfig(), make_model(), image, CPU) == InferenceConfig()
+    def settings(model: Model) -> object:
+        started = next(segment_planes(model, image, device=CPU))
+        assert isinstance(started, InferenceStarted)
+        return mask_provenance(model, output="classes", config=InferenceConfig(), image_name="i",
+                               diameter_px=started.diameter_px)["settings"]
+
+    assert settings(MODEL) == InferenceConfig(diameter_px=33).model_dump()
+    assert settings(make_model()) == InferenceConfig().model_dump()
+
+
+def test_a_run_measures_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: measured.append(1))
+    segment_array(MODEL, Planes(discs(20, 60), "YX"), device=CPU)
+    assert len(measured) == 1
 
 
 def test_an_image_that_cannot_be_read_says_so() -> None:

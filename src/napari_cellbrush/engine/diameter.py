@@ -36,12 +36,6 @@ _LEAST_SHARE = 0.25
 _LEAST_DIAMETER_PX = 6.0
 
 
-def settled(config: InferenceConfig, model: Model, planes: Planes, device: Device) -> InferenceConfig:
-    """The settings with the object diameter decided, so that they say how a mask was made."""
-    diameter = object_diameter(model, [planes], config.diameter_px, device)
-    return config.replace(diameter_px=diameter) if diameter else config
-
-
 def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device) -> float | None:
     """Diameter of the objects, in image pixels: stated, known from the model's tuning, or measured.
 

@@ -11,7 +11,8 @@ from napari_cellbrush.config import InferenceConfig, OutputKind
 from napari_cellbrush.engine.model import Model
 
 
-def mask_provenance(model: Model, *, output: OutputKind, config: InferenceConfig, image_name: str) -> dict[str, Any]:
+def mask_provenance(model: Model, *, output: OutputKind, config: InferenceConfig, image_name: str,
+                    diameter_px: float | None = None) -> dict[str, Any]:
     """Say which model, settings and versions made a mask of which image, as plain values.
 
     Parameters
@@ -24,7 +25,10 @@ def mask_provenance(model: Model, *, output: OutputKind, config: InferenceConfig
         How the model was run.
     image_name
         The name of the layer or file.
+    diameter_px
+        Of the objects, as the run decided it; see :class:`napari_cellbrush.events.InferenceStarted`.
     """
+    settings = config.replace(diameter_px=diameter_px) if diameter_px else config
     return {
         "program": "napari-cellbrush",
         "image": image_name,
@@ -34,7 +38,7 @@ def mask_provenance(model: Model, *, output: OutputKind, config: InferenceConfig
         "base": model.card.base_name,
         "base_weights_sha256": model.card.base_hash,
         "classes": [definition.name for definition in model.card.classes],
-        "settings": config.model_dump(),
+        "settings": settings.model_dump(),
         "versions": program_versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

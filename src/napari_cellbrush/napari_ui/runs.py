@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -286,19 +286,13 @@ def segment(task: SegmentationTask, stop: StopToken) -> Generator[SegmentationEv
     """Segment images one after the other, tile by tile."""
     _load_torch()
     from napari_cellbrush.engine.device import choose_device
-    from napari_cellbrush.engine.diameter import settled
     from napari_cellbrush.engine.model_file import find_model, read_model
-    from napari_cellbrush.export.provenance import mask_provenance
 
     model = read_model(find_model(task.model))
     device = choose_device(task.device_name)
     for number, target in enumerate(task.targets):
         try:
-            known = task.config if task.config.diameter_px else task.config.replace(diameter_px=target.diameter_px)
-            config = settled(known, model, target.planes, device)
-            provenance = mask_provenance(model, output=task.output, config=config, image_name=target.planes.name)
-            yield TargetStarted(number, provenance)
-            yield from _segment_target(number, target, replace(task, config=config), model, device, stop)
+            yield from _segment_target(number, target, task, model, device, stop)
         except (ImageError, ModelError) as error:
             if len(task.targets) == 1:
                 raise
@@ -312,13 +306,17 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
     from napari_cellbrush.engine.inference import segment_planes
     from napari_cellbrush.engine.object_blocks import number_objects
     from napari_cellbrush.engine.objects import as_bytes
+    from napari_cellbrush.export.provenance import mask_provenance
 
+    config = task.config if task.config.diameter_px else task.config.replace(diameter_px=target.diameter_px)
     kept, same = target.answers.of(model, target.planes.spatial_shape) if target.answers else (None, False)
-    objects = task.config.objects
-    for event in segment_planes(model, target.planes, config=task.config, device=device, indices=target.indices,
+    objects = config.objects
+    for event in segment_planes(model, target.planes, config=config, device=device, indices=target.indices,
                                 region=target.region, centre=target.centre, stop=stop):
         if isinstance(event, InferenceStarted):
             objects = objects.at_scale(event.scale)
+            yield TargetStarted(number, mask_provenance(model, output=task.output, config=config,
+                                                        image_name=target.planes.name, diameter_px=event.diameter_px))
         elif kept is not None and isinstance(event, TileSegmented):
             place: tuple[int | slice, ...] = (slice(None), *event.plane, event.rows, event.columns)
             kept[place] = as_bytes(event.probabilities)
