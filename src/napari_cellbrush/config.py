@@ -163,6 +163,12 @@ class TrainingConfig(Settings):
     loss: LossName = _setting("cross_entropy", "Loss", "What training makes small, on labelled pixels alone.")
     class_balance: bool = _setting(True, "Balance classes", "Give every class the same total weight in the loss, "
                                    "however much of it is painted.")
+    border_weight: float = _setting(0.0, "Border weight", "How much more a labelled pixel counts that lies between two "
+                                    "painted cells which touch (Ronneberger 2015: 10), so that cells come apart; 0 "
+                                    "switches it off.", ge=0, le=100)
+    border_sigma_px: float = _setting(5.0, "Border reach", "How fast the border weight falls as the gap between two "
+                                      "cells widens (Ronneberger 2015: 5), in pixels as the network sees them.",
+                                      unit="px", ge=0.5, le=50)
     batch_size: int = _setting(4, "Batch size", "Patches per optimiser step.", unit="patches", ge=1, le=32)
     patch_size_px: int = _setting(252, "Input size", "Side of the square a training patch is read from; rounded up "
                                   "to a size the network can take.", unit="px", ge=128, le=1024)

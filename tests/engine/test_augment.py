@@ -311,3 +311,14 @@ def test_cpu_and_gpu_give_the_same_patch() -> None:
     there, truth_there = apply(augmentation, image.cuda(), labels.cuda(), 80, 40)
     torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=0)
     assert (truth_there.cpu() != truth_here).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("config", [WILD, STILL])
+def test_maps_that_belong_together_stay_together(config: AugmentationConfig) -> None:
+    labels = torch.randint(0, 4, (3, 90, 90), generator=torch.Generator().manual_seed(1)).float()
+    parameters = drawn(config, 3, 60, 2)
+    _, maps = apply(parameters, torch.zeros(3, 1, 90, 90), torch.stack([labels, 1.5 * labels], dim=1), 60, 40)
+    _, alone = apply(parameters, torch.zeros(3, 1, 90, 90), labels.to(torch.uint8), 60, 40)
+    assert maps.shape == (3, 2, 40, 40)
+    assert torch.equal(maps[:, 0], alone.float())
+    assert torch.equal(maps[:, 1], 1.5 * alone)

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.measure import label as label_by_value
 
-from napari_cellbrush.engine.border_weights import NEGLIGIBLE, border_weights, reach_px, updated_border_weights
+from napari_cellbrush.config import DEFAULT_CLASSES, classes_from_names
+from napari_cellbrush.engine.border_weights import (
+    NEGLIGIBLE,
+    PAPER_W0,
+    annotation_weights,
+    border_weights,
+    reach_px,
+    updated_border_weights,
+)
 from napari_cellbrush.errors import AnnotationError
 
 sigmas = st.sampled_from([0.5, 1.0, 2.0, 5.0])
@@ -81,3 +90,27 @@ def test_only_labelled_pixels_weigh_and_class_weights_are_added() -> None:
 def test_what_does_not_fit_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         border_weights(np.zeros((3, 3), np.uint8), **arguments)
+
+
+def test_a_painted_pixel_weighs_what_the_gap_between_painted_cells_says() -> None:
+    """Across several blocks, with strokes for cells, and whatever is not painted weighing nothing."""
+    random = np.random.default_rng(0)
+    labels = np.where(random.random((300, 530)) < 0.2, random.integers(1, 4, (300, 530)), 0).astype(np.uint8)
+    labels[250:262, 250:262] = 1
+    labels[250:262, 255:257] = 2
+    cells = label_by_value(np.where(labels == 2, labels, 0), background=0, connectivity=2)
+    np.testing.assert_array_equal(annotation_weights(labels, DEFAULT_CLASSES, sigma_px=3),
+                                  border_weights(cells, known=labels > 0, sigma_px=3))
+
+
+def test_cells_of_different_classes_that_touch_are_two() -> None:
+    classes = classes_from_names(["background", "round", "long"])
+    labels = np.ones((9, 20), np.uint8)
+    labels[:, 4:8], labels[:, 8:12] = 2, 3
+    assert annotation_weights(labels, classes)[4, 8] > 1 + PAPER_W0 * 0.9
+    labels[labels == 3] = 2
+    assert annotation_weights(labels, classes).max() == 1
+
+
+def test_a_plane_without_labels_weighs_nothing() -> None:
+    assert not annotation_weights(np.zeros((300, 40), np.uint8), DEFAULT_CLASSES).any()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig, TrainingConfig, classes_from_names
 from napari_cellbrush.engine import training
 from napari_cellbrush.engine.device import Device, choose_device
+from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.training import TrainingResult, scratch_model, train
@@ -84,6 +85,23 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(scratch: Model) -> Non
     torch.rand(7)  # whatever else draws random numbers must not matter
     assert run(scratch, image, strokes(inside), config)[1].model.weights_hash == first
     assert run(scratch, image, strokes(inside), config.replace(seed=1))[1].model.weights_hash != first
+
+
+def test_border_weights_make_the_gap_between_two_cells_background(scratch: Model) -> None:
+    """The gap is as bright as the cells: there is so little of it that a network may well overlook it."""
+    image, labels = np.zeros((160, 160), np.float32), np.ones((160, 160), np.uint8)
+    for column in (20, 80, 140):
+        for row in range(5, 155):
+            labels[row, column - 14 : column + 14] = 2
+            labels[row, column - 1 : column + 2] = 1
+        image[5:155, column - 14 : column + 14] = 1
+    config = TINY.replace(max_steps=40, learning_rate=1e-3, held_out_fraction=0, batch_size=1)
+    gap = (image > 0) & (labels == 1)
+    share = {}
+    for weight in (0.0, 50.0):
+        model = run(scratch, image, labels, config.replace(border_weight=weight))[1].model
+        share[weight] = segment_array(model, Planes(image, "YX"), "probabilities", device=CPU)[0][gap].mean()
+    assert share[50.0] > share[0.0] + 0.1
 
 
 def test_image_values_under_unlabelled_far_pixels_never_move_a_weight(scratch: Model) -> None:
@@ -306,11 +324,11 @@ def test_out_of_memory_splits_the_batch_and_goes_on(scratch: Model, monkeypatch:
     sizes = []
     gradients = training._Learner._gradients
 
-    def short_of_memory(self: Any, images: torch.Tensor, labels: torch.Tensor) -> float:
+    def short_of_memory(self: Any, images: torch.Tensor, *truth: Any) -> float:
         sizes.append(len(images) // self._n_chunks)
         if sizes[-1] > 1:
             raise error
-        return gradients(self, images, labels)
+        return gradients(self, images, *truth)
 
     monkeypatch.setattr(training._Learner, "_gradients", short_of_memory)
     result = run(scratch, image, strokes(inside), TINY.replace(batch_size=4))[1]

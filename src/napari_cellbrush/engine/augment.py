@@ -134,7 +134,7 @@ def apply(augmentation: Augmentation, images: Tensor, labels: Tensor, input_size
     images
         BCSS, normalised; S is the side of the square source window (see :func:`source_size`).
     labels
-        BSS, 0 unlabelled, k + 1 for class number k.
+        BSS, 0 unlabelled, k + 1 for class number k; or BMSS, M maps that belong together, such as labels and weights.
     input_size
         Side of the patch that the network reads.
     output_size
@@ -143,17 +143,20 @@ def apply(augmentation: Augmentation, images: Tensor, labels: Tensor, input_size
     Returns
     -------
     tuple of Tensor
-        Images BC, input_size, input_size, float32; labels B, output_size, output_size, int64.
+        Images BC, input_size, input_size, float32; labels B (M), output_size, output_size, int64, or float32 if they
+        were floating-point numbers.
     """
     images = images.float()
     if augmentation.moves:
         grid = sampling_grid(augmentation, input_size, images.shape[-1], images.device)
         patch = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
-        truth = functional.grid_sample(labels[:, None].float(), _centre(grid, 1, output_size), mode="nearest",
-                                       padding_mode="zeros", align_corners=True)[:, 0]
+        maps = labels if labels.ndim == 4 else labels[:, None]
+        truth = functional.grid_sample(maps.float(), _centre(grid, 1, output_size), mode="nearest",
+                                       padding_mode="zeros", align_corners=True).view(*labels.shape[:-2], output_size,
+                                                                                      output_size)
     else:
-        patch, truth = (_centre(images, 2, input_size), _centre(labels, 1, output_size))
-    return tinted(augmentation, patch), truth.long()
+        patch, truth = (_centre(images, 2, input_size), _centre(labels, labels.ndim - 2, output_size))
+    return tinted(augmentation, patch), truth.float() if labels.is_floating_point() else truth.long()
 
 
 def sampling_grid(augmentation: Augmentation, input_size: int, source: int, device: torch.device) -> Tensor:

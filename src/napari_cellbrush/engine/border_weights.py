@@ -1,17 +1,20 @@
 """How much more a pixel counts for lying between two objects: the weight map of Ronneberger et al. 2015, equation 2.
 
-Knows instance masks; knows nothing of losses or strokes.
+Knows masks of instances and of classes; knows nothing of losses or images.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.measure import label as label_by_value
 
+from napari_cellbrush.config import ClassDefinition
 from napari_cellbrush.engine.annotation import whole_numbers
 from napari_cellbrush.errors import AnnotationError
 
@@ -71,6 +74,45 @@ def border_weights(
     return weights if known is None else np.where(known, weights, np.float32(0))
 
 
+def annotation_weights(labels: NDArray[np.uint8], classes: Sequence[ClassDefinition], *, w0: float = PAPER_W0,
+                       sigma_px: float = PAPER_SIGMA_PX) -> NDArray[np.float32]:
+    """What each labelled pixel weighs in training: more, the narrower the gap between two painted cells.
+
+    Painted pieces of a class with the role "object" are the objects of :func:`border_weights`, whether strokes or
+    whole cells. Two strokes in one cell make no gap, unless somebody painted something else between them.
+
+    Parameters
+    ----------
+    labels
+        YX; 0 unlabelled, k + 1 for class number k.
+    classes
+        What the numbers mean.
+    w0, sigma_px
+        As in :func:`border_weights`.
+
+    Returns
+    -------
+    NDArray
+        YX float32; 0 where nothing is labelled, else from 1 to 1 + w0. Memory is used, and time spent, only where
+        something is labelled.
+    """
+    of_objects = [value for value, definition in enumerate(classes, start=1) if definition.role == "object"]
+    pieces: NDArray[np.int32] = label_by_value(np.where(np.isin(labels, of_objects), labels, 0), background=0,
+                                               connectivity=2).astype(np.int32)
+    # Pages of zeros that are never written take no memory.
+    weights = np.zeros(labels.shape, np.float32)
+    reach = reach_px(w0, sigma_px)
+    for top, left in np.ndindex(*(-(-side // _BAND_PX) for side in labels.shape)):
+        block = tuple(slice(at * _BAND_PX, min((at + 1) * _BAND_PX, side))
+                      for at, side in zip((top, left), labels.shape, strict=True))
+        known = labels[block] > 0
+        if known.any():
+            read = _widened(block, reach, labels.shape)
+            inner = _inside(block, read)
+            weights[block] = np.where(known, border_weights(pieces[read], w0=w0, sigma_px=sigma_px)[inner], 0)
+    return weights
+
+
 def updated_border_weights(
     weights: NDArray[np.float32], instances: NDArray[Any], edited: tuple[slice, slice], *,
     known: NDArray[np.bool_] | None = None, class_weight: NDArray[Any] | float = 1.0, w0: float = PAPER_W0,
@@ -99,8 +141,7 @@ def updated_border_weights(
     of_window = border_weights(instances[read], known=None if known is None else known[read], w0=w0, sigma_px=sigma_px,
                                class_weight=class_weight if np.ndim(class_weight) == 0
                                else np.asarray(class_weight)[read])
-    inner = tuple(slice(c.start - r.start, c.stop - r.start) for c, r in zip(changed, read, strict=True))
-    weights[changed] = of_window[inner]
+    weights[changed] = of_window[_inside(changed, read)]
     return changed
 
 
@@ -166,7 +207,12 @@ def _shifted(length: int, step: int) -> tuple[slice, slice]:
     return slice(max(0, -step), max(0, length - max(0, step))), slice(max(0, step), max(0, length + min(0, step)))
 
 
-def _widened(window: tuple[slice, slice], margin: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
+def _widened(window: tuple[slice, ...], margin: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
     rows, columns = (slice(max(0, side.start - margin), min(length, side.stop + margin))
                      for side, length in zip(window, shape, strict=True))
     return rows, columns
+
+
+def _inside(window: tuple[slice, ...], larger: tuple[slice, slice]) -> tuple[slice, ...]:
+    """Where a window lies in an array that covers a larger one."""
+    return tuple(slice(w.start - r.start, w.stop - r.start) for w, r in zip(window, larger, strict=True))

@@ -31,6 +31,7 @@ from napari_cellbrush.engine.annotation import (
     hold_out,
     rescaled,
 )
+from napari_cellbrush.engine.border_weights import annotation_weights
 from napari_cellbrush.engine.device import Device, autocast, choose_device, is_out_of_memory
 from napari_cellbrush.engine.diameter import object_diameter
 from napari_cellbrush.engine.losses import segmentation_loss
@@ -175,7 +176,7 @@ def _train(
     scale = base.card.scale_for(diameter)
     sources = [Resampled(image, scale) for image in images]
     learner = _Learner(start, config, device)
-    patches = _Patches(sources, rescaled(split.train, scale), config, start.network, device)
+    patches = _Patches(sources, rescaled(split.train, scale), classes, config, start.network, device)
     held_out = _HeldOut(sources, rescaled(split.validation, scale), learner) if split.validation else None
 
     base_score = None
@@ -296,12 +297,12 @@ class _Learner:
     def learning_rate(self) -> float:
         return float(self._schedule.get_last_lr()[0])
 
-    def step(self, images: Tensor, labels: Tensor) -> float:
-        """One optimiser step on B patches; memory permitting at once, else in smaller parts."""
+    def step(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
+        """One optimiser step on B patches and what their pixels weigh; at once if memory permits, else in parts."""
         self._set_mode()
         while True:
             try:
-                loss = self._gradients(images, labels)
+                loss = self._gradients(images, labels, weights)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -337,16 +338,18 @@ class _Learner:
         if self.device.kind == "cuda":
             torch.cuda.empty_cache()
 
-    def _gradients(self, images: Tensor, labels: Tensor) -> float:
+    def _gradients(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> float:
         self._optimiser.zero_grad(set_to_none=True)
         config, total = self.config, 0.0
         # Dropout draws from the global generator, which others may use: give each step its own state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + self._n_steps)
-            for part, truth in zip(images.chunk(self._n_chunks), labels.chunk(self._n_chunks), strict=True):
+            n = self._n_chunks
+            for part, truth, weight in zip(images.chunk(n), labels.chunk(n),
+                                           weights.chunk(n) if weights is not None else [None] * n, strict=False):
                 with autocast(self.device):
                     logits = class_logits(self.network(part))
-                loss = segmentation_loss(logits.float(), truth, config.loss, config.class_balance)
+                loss = segmentation_loss(logits.float(), truth, config.loss, config.class_balance, weight)
                 loss = loss * (len(part) / len(images))
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
@@ -390,11 +393,14 @@ def _optimiser(network: UNet, config: TrainingConfig, rate: float) -> torch.opti
 class _Patches:
     """Random, augmented patches around the training strokes, on the device."""
 
-    def __init__(self, images: Sequence[Resampled], annotation: Annotation, config: TrainingConfig, network: UNet,
-                 device: Device) -> None:
+    def __init__(self, images: Sequence[Resampled], annotation: Annotation, classes: Sequence[ClassDefinition],
+                 config: TrainingConfig, network: UNet, device: Device) -> None:
         geometry = network.geometry
         self._images = images
         self._planes = annotation.planes
+        self._weights = [annotation_weights(plane.labels, classes, w0=config.border_weight,
+                                            sigma_px=config.border_sigma_px)
+                         for plane in annotation.planes] if config.border_weight else None
         self._config = config
         self._device = device
         self._input_size = geometry.input_size_at_least(config.patch_size_px)
@@ -404,18 +410,19 @@ class _Patches:
         self._jitter = np.random.default_rng(config.seed)
         self._random = torch.Generator().manual_seed(config.seed)
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """Normalised images BCHW float32 and labels Bhw int64, both after augmentation."""
+    def next_batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Normalised images BCHW float32, labels Bhw int64, and what pixels weigh Bhw float32, after augmentation."""
         windows = [self._read(*centre) for centre in self._sampler.next_centres(self._config.batch_size)]
-        images = torch.from_numpy(np.stack([image for image, _ in windows])).to(self._device.torch_device)
-        labels = torch.from_numpy(np.stack([label for _, label in windows])).to(self._device.torch_device)
+        images, maps = (torch.from_numpy(np.stack(part)).to(self._device.torch_device)
+                        for part in zip(*windows, strict=True))
         drawn = augment.draw(self._config.augmentation, len(windows), self._input_size, self._random)
-        images, labels = augment.apply(drawn, images, labels, self._input_size, self._output_size)
+        images, maps = augment.apply(drawn, images, maps, self._input_size, self._output_size)
         if self._device.channels_last:
             images = images.to(memory_format=torch.channels_last)
-        return images, labels
+        return images, maps[:, 0].long(), maps[:, 1].float() if self._weights else None
 
-    def _read(self, position: int, row: int, column: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def _read(self, position: int, row: int, column: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """A source window CSS around a labelled pixel, and its maps MSS: labels and, where wanted, weights."""
         plane = self._planes[position]
         reach = int(_JITTER * self._output_size / 2)
         shift = self._jitter.integers(-reach, reach + 1, size=2)
@@ -423,7 +430,8 @@ class _Patches:
         top, left = row + int(shift[0]) - size // 2, column + int(shift[1]) - size // 2
         image = self._images[plane.image]
         pixels = image.normalisation().apply(image.read_mirrored(plane.index, top, left, size, size))
-        return pixels, _window(plane.labels, top, left, size)
+        maps: list[NDArray[Any]] = [plane.labels, self._weights[position]] if self._weights else [plane.labels]
+        return pixels, np.stack([_window(part, top, left, size) for part in maps])
 
 
 class _HeldOut:
@@ -479,11 +487,11 @@ def _labelled_tiles(plane: LabelledPlane, geometry: Any, size: int) -> list[Tile
     return [tile for tile in tiles if plane.labels[tile.rows, tile.columns].any()]
 
 
-def _window(labels: NDArray[np.uint8], top: int, left: int, size: int) -> NDArray[np.uint8]:
-    """A square window that may stick out of the plane; outside is unlabelled."""
-    window = np.zeros((size, size), np.uint8)
-    rows = slice(max(top, 0), min(top + size, labels.shape[0]))
-    columns = slice(max(left, 0), min(left + size, labels.shape[1]))
+def _window(plane: NDArray[Any], top: int, left: int, size: int) -> NDArray[Any]:
+    """A square window that may stick out of the plane; outside it is 0, unlabelled."""
+    window = np.zeros((size, size), plane.dtype)
+    rows = slice(max(top, 0), min(top + size, plane.shape[0]))
+    columns = slice(max(left, 0), min(left + size, plane.shape[1]))
     if rows.start < rows.stop and columns.start < columns.stop:
-        window[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = labels[rows, columns]
+        window[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = plane[rows, columns]
     return window
