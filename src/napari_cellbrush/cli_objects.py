@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.planes import Planes
     from napari_cellbrush.export.found_objects import FoundObjects, ObjectFormat
 
-#: What each option writes, behind the image's name. ImageJ has no file without a region, so that comes last.
+#: What each option writes, behind the image's name.
 ENDINGS: dict[ObjectFormat, str] = {"table": "_objects.csv", "geojson": "_objects.geojson", "overlay": "_overlay.png",
                                     "rois": "_rois.zip"}
 _HELP: dict[ObjectFormat, str] = {
@@ -66,6 +66,8 @@ def write_beside(found: FoundObjects, files: Mapping[ObjectFormat, Path], overwr
     """Write the files, and answer with the name of each."""
     from napari_cellbrush.export.found_objects import save_objects
 
+    if "rois" in files and not found.ids.any():
+        tell(f"No object was found: {files['rois'].name} holds no region, and Fiji will say so.")
     for kind, path in files.items():
         with memory_in_words(f"write {path}"):
             save_objects(path, found, kind, overwrite=overwrite)
@@ -77,13 +79,10 @@ def linked(ids: NDArray[Any], stack_axes: str) -> NDArray[Any]:
     import numpy as np
 
     from napari_cellbrush.engine.linking import link_planes
+    from napari_cellbrush.engine.objects import numbered_in_turn
 
     if stack_axes == "Z":
         return link_planes(ids)
     frames = np.moveaxis(ids, stack_axes.index("T"), 0)
-    joined, highest = np.zeros(frames.shape, np.uint32), 0
-    for number, frame in enumerate(frames):
-        stack = link_planes(frame).astype(np.uint32)
-        joined[number] = np.where(stack > 0, stack + highest, 0)
-        highest = max(highest, int(joined[number].max()))
+    joined = numbered_in_turn(frames.shape, np.ndindex(frames.shape[:1]), lambda frame: link_planes(frames[frame]))
     return np.moveaxis(joined, 0, stack_axes.index("T"))

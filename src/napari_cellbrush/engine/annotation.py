@@ -32,6 +32,9 @@ _STROKES_TO_TRAIN_ON = 2
 _PIECE_PX = 64
 #: Random choices of held-out strokes that are compared; fewer where there are many strokes and all are alike.
 _MOST_TRIALS = 32
+#: Background that is known around a checked object. Around a cell as large as those that the bundled model knows, it is
+#: about as much as the cell.
+RING_PX = 5
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
@@ -252,6 +255,36 @@ def in_classes(targets: NDArray[np.uint8], classes: Sequence[ClassDefinition]) -
     values = np.array([0, first["background"], first["object"], first.get("boundary", first["object"])], np.uint8)
     named: NDArray[np.uint8] = values[targets]
     return named
+
+
+def accepted_to_classes(ids: NDArray[Any], accepted: NDArray[np.bool_], empty: NDArray[np.bool_] | None = None,
+                        ring_px: int = RING_PX, boundary_px: int = 2) -> NDArray[np.uint8]:
+    """Turn objects that somebody checked into dense targets; what lies further from them stays unlabelled.
+
+    Parameters
+    ----------
+    ids
+        YX whole numbers; 0 background.
+    accepted
+        YX; pixels of the objects that were checked.
+    empty
+        YX; where somebody said that there is no object. It counts where ``ids`` is 0.
+    ring_px
+        Background that goes with each object; other objects are left out of it.
+    boundary_px
+        See :func:`objects_to_classes`.
+
+    Returns
+    -------
+    NDArray
+        YX uint8; 0 unlabelled, 1 background, 2 cell, 3 boundary.
+    """
+    targets = objects_to_classes(np.where(accepted, ids, 0), boundary_px)
+    background = np.zeros(ids.shape, bool) if empty is None else empty.copy()
+    if accepted.any():
+        background |= ndimage.distance_transform_edt(~accepted) <= ring_px
+    targets[~accepted & ~(background & (ids == 0))] = 0
+    return targets
 
 
 def _cores(pieces: NDArray[np.int64], boundary_px: int) -> NDArray[np.bool_]:

@@ -28,6 +28,7 @@ from napari_cellbrush.engine.objects import (
     ids_from_probabilities,
     narrowed,
     new_numbers,
+    numbered_in_turn,
     score_reach,
     touching_border,
 )
@@ -71,20 +72,15 @@ def number_objects(
         Stack axes + YX, uint16 or uint32; no id on two planes.
     """
     shape = probabilities.shape[1:]
-    chosen = list(np.ndindex(shape[:-2])) if indices is None or earlier is None else sorted(indices)
-    ids = np.zeros(shape, np.uint32) if earlier is None else earlier.astype(np.uint32)
-    for index in chosen:
-        ids[index] = 0
-    highest = int(ids.max(initial=0))
-    for index in chosen:
-        if stop and stop.stopped:
-            break
+    chosen = np.ndindex(shape[:-2]) if indices is None or earlier is None else sorted(indices)
+
+    def plane(index: tuple[int, ...]) -> NDArray[Any]:
         place: tuple[int | slice, ...] = (slice(None), *index)
-        plane = blockwise_objects_from_probabilities(probabilities[place], classes, config, block_px=_LARGE_BLOCK_PX,
-                                                     overlap_px=_LARGE_OVERLAP_PX, stop=stop)
-        ids[index] = np.where(plane > 0, plane.astype(np.uint32) + np.uint32(highest), 0)
-        highest += int(plane.max(initial=0))
-    return narrowed(ids, highest)
+        ids: NDArray[Any] = blockwise_objects_from_probabilities(
+            probabilities[place], classes, config, block_px=_LARGE_BLOCK_PX, overlap_px=_LARGE_OVERLAP_PX, stop=stop)
+        return ids
+
+    return numbered_in_turn(shape, chosen, plane, earlier=earlier, stop=stop)
 
 
 def blockwise_objects_from_classes(

@@ -7,7 +7,7 @@ neighbourhood alone, never from where an image was cut; :mod:`~napari_cellbrush.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,11 @@ def objects_from_classes(
         for more than 65,535 objects. Planes after a stop hold 0.
     """
     config = ObjectsConfig(min_object_px=min_object_px)
-    return _stack_objects(class_map.shape, lambda index: ids_from_classes(class_map[index], classes), config, stop)
+
+    def plane(index: tuple[int, ...]) -> NDArray[np.uint32]:
+        return numbered(ids_from_classes(class_map[index], classes), config)
+
+    return numbered_in_turn(class_map.shape, np.ndindex(class_map.shape[:-2]), plane, stop=stop)
 
 
 def as_bytes(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -150,12 +154,13 @@ def objects_from_probabilities(
     check_probabilities(probabilities.shape, classes)
     config = config or ObjectsConfig()
 
-    def plane(index: tuple[int, ...]) -> NDArray[np.int32]:
+    def plane(index: tuple[int, ...]) -> NDArray[np.uint32]:
         values: NDArray[Any] = probabilities[(slice(None), *index)]  # type: ignore[arg-type]
         whole = Window.whole(values.shape[1:])
-        return ids_from_probabilities(values, whole, whole, classes, config)
+        return numbered(ids_from_probabilities(values, whole, whole, classes, config), config)
 
-    return _stack_objects(probabilities.shape[1:], plane, config, stop)
+    shape = probabilities.shape[1:]
+    return numbered_in_turn(shape, np.ndindex(shape[:-2]), plane, stop=stop)
 
 
 def check_probabilities(shape: Sequence[int], classes: Sequence[ClassDefinition]) -> None:
@@ -213,12 +218,12 @@ def score_reach(config: ObjectsConfig) -> int:
     return math.ceil(config.neck_px) + _gaussian_radius(config) + 1
 
 
-def numbered(ids: NDArray[np.int32], config: ObjectsConfig) -> tuple[NDArray[np.uint32], int]:
-    """A plane YX without the objects that are too small or touch the border, ids 1…n by first pixel, and n."""
+def numbered(ids: NDArray[np.int32], config: ObjectsConfig) -> NDArray[np.uint32]:
+    """A plane YX without the objects that are too small or touch the border, ids 1…n by first pixel."""
     n = int(ids.max(initial=0)) + 1
     sizes = np.bincount(ids.ravel(), minlength=n)
-    new_ids, n_kept = new_numbers(sizes, first_pixels(ids, n), touching_border(ids, n, Window.whole(ids.shape)), config)
-    return new_ids[ids], n_kept
+    new_ids, _ = new_numbers(sizes, first_pixels(ids, n), touching_border(ids, n, Window.whole(ids.shape)), config)
+    return new_ids[ids]
 
 
 def new_numbers(sizes: NDArray[np.int64], first: NDArray[np.int64], at_border: NDArray[np.bool_],
@@ -253,17 +258,42 @@ def touching_border(ids: NDArray[np.integer[Any]], n: int, window: Window) -> ND
     return touching
 
 
-def _stack_objects(shape: tuple[int, ...], plane_ids: Callable[[tuple[int, ...]], NDArray[np.int32]],
-                   config: ObjectsConfig, stop: StopToken | None) -> ObjectIds:
-    ids = np.zeros(shape, np.uint32)
-    n_objects = 0
-    for index in np.ndindex(shape[:-2]):
+def numbered_in_turn(
+    shape: Sequence[int], indices: Iterable[tuple[int, ...]], ids_of: Callable[[tuple[int, ...]], NDArray[Any]], *,
+    earlier: NDArray[Any] | None = None, stop: StopToken | None = None,
+) -> ObjectIds:
+    """Objects of a stack, part by part: ids go on counting, so that none is in two parts.
+
+    Parameters
+    ----------
+    shape
+        Of the stack.
+    indices
+        The parts to number, in this order: planes, or frames of several planes, by their first axes.
+    ids_of
+        Gives the objects of a part: whole numbers, 0 background, ids 1…n.
+    earlier
+        Ids of the whole stack, of which those of all other parts stay; 0 if not given.
+    stop
+        Looked at before every part; what is not yet numbered holds 0.
+
+    Returns
+    -------
+    NDArray
+        Of ``shape``; uint16, or uint32 beyond the id 65,535.
+    """
+    parts = list(indices)
+    ids = np.zeros(shape, np.uint32) if earlier is None else earlier.astype(np.uint32)
+    for index in parts:
+        ids[index] = 0
+    highest = int(ids.max(initial=0))
+    for index in parts:
         if stop and stop.stopped:
             break
-        plane, n_plane = numbered(plane_ids(index), config)
-        ids[index] = np.where(plane > 0, plane + np.uint32(n_objects), 0)
-        n_objects += n_plane
-    return narrowed(ids, n_objects)
+        part = ids_of(index)
+        ids[index] = np.where(part > 0, part.astype(np.uint32) + np.uint32(highest), 0)
+        highest += int(part.max(initial=0))
+    return narrowed(ids, highest)
 
 
 def narrowed(ids: NDArray[np.uint32], n_objects: int) -> ObjectIds:

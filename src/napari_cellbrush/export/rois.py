@@ -41,11 +41,12 @@ def save_rois(path: Path | str, ids: NDArray[Any], axes: str = "YX", *, overwrit
     -------
     Path
         The file. Regions are called by their id, with plane and frame from 1 behind it: "17", "17-z3", "17-t2-z3".
+        Without any object it is an empty zip, so that every image has its file, and none an old one.
 
     Raises
     ------
     ExportError
-        If axes do not fit, there is no object, the image is too large for ImageJ, or the file cannot be written.
+        If axes do not fit, the image is too large for ImageJ, or the file cannot be written.
     """
     path = Path(path)
     letters = axes.upper()
@@ -55,8 +56,6 @@ def save_rois(path: Path | str, ids: NDArray[Any], axes: str = "YX", *, overwrit
     if max(ids.shape[-2:]) > _LARGEST_SIDE:
         raise ExportError(f"The image is {ids.shape[-1]} × {ids.shape[-2]} px, ImageJ regions reach to "
                           f"{_LARGEST_SIDE}", "Export a part of it, or GeoJSON")
-    if not ids.any():
-        raise ExportError("There is no object to write as a region", "Segment first")
     with written_whole(path, overwrite=overwrite) as hidden:
         roifile.roiwrite(hidden, _regions(ids, letters), mode="w")
     return path
