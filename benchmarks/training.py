@@ -16,8 +16,10 @@ import torch
 from napari_cellbrush.config import DEFAULT_CLASSES, TrainingConfig
 from napari_cellbrush.engine.annotation import collect_annotation
 from napari_cellbrush.engine.device import choose_device
+from napari_cellbrush.engine.learner import Learner
+from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.engine.training import _Learner, _Patches, scratch_model
+from napari_cellbrush.engine.training import scratch_model
 
 SETTINGS = {
     "one-click default": TrainingConfig(),
@@ -61,8 +63,8 @@ class Run:
         base = scratch_model(DEFAULT_CLASSES, 1, config)
         annotation = collect_annotation([image], [labels], DEFAULT_CLASSES)
         self.config = config
-        self.patches = _Patches([image], annotation, config, base.network, device)
-        self.learner = _Learner(base, config, device)
+        self.patches = Patches([image], annotation, base.card.classes, config, base.network, device)
+        self.learner = Learner(base, config, device)
         self.clear()
 
     def clear(self) -> None:

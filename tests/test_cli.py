@@ -22,7 +22,7 @@ from napari_cellbrush.cli import main
 from napari_cellbrush.cli_objects import linked
 from napari_cellbrush.cli_options import given_settings
 from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, NetworkConfig, TrainingConfig
-from napari_cellbrush.engine import inference, model_file, planes, training
+from napari_cellbrush.engine import held_out, inference, learner, model_file, planes, training
 from napari_cellbrush.engine.annotation import objects_to_classes
 from napari_cellbrush.engine.image_file import open_image
 from napari_cellbrush.engine.metrics import average_precision, class_iou
@@ -542,7 +542,7 @@ def test_a_model_that_cannot_be_written_after_all_goes_to_the_library(
 @pytest.fixture
 def interrupting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C during the second step of a training and during the first tile of a segmentation."""
-    step, predict = training._Learner.step, inference.TilePredictor.predict
+    step, predict = learner.Learner.step, inference.TilePredictor.predict
     steps: list[int] = []
 
     def interrupted_step(self: Any, *batch: Any) -> float:
@@ -556,7 +556,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
         return predict(self, window)
 
-    monkeypatch.setattr(training._Learner, "step", interrupted_step)
+    monkeypatch.setattr(learner.Learner, "step", interrupted_step)
     monkeypatch.setattr(inference.TilePredictor, "predict", interrupted_predict)
     before = signal.getsignal(signal.SIGINT)
     yield
@@ -570,7 +570,7 @@ def test_why_a_training_ended_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], ended: str,
     words: str
 ) -> None:
-    monkeypatch.setattr(training._HeldOut, "score", lambda *_: (0.5, 1.0))
+    monkeypatch.setattr(held_out.HeldOut, "score", lambda *_: held_out.HeldOutScore(0.5, 1.0))
     clock = iter(np.arange(0, 1, 0.01))
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
     assert main(["train", "image.tif", "--labels", "classes.tif", "--out", "a.safetensors", "--base",

@@ -58,3 +58,7 @@ class OutOfMemory(DeviceError):
 
 class TrainingDiverged(CellbrushError):
     """A training whose loss is no longer a number."""
+
+
+class TrainingStateError(CellbrushError):
+    """A kept state of a training that is missing, damaged, cannot be written, or does not fit."""

@@ -93,9 +93,29 @@ class ValidationScored:
     step: int
     score: float
     best_score: float
+    #: Where the score of other strokes of this kind would lie, 95 %; None where too few strokes are held out.
+    interval: tuple[float, float] | None = None
 
 
-TrainingEvent = BaseScoring | TrainingStarted | TrainingStep | ValidationScored
+@dataclass(frozen=True)
+class TrainingResumed:
+    """An interrupted training goes on after this step; follows :class:`TrainingStarted`."""
+
+    step: int
+    #: Of each step so far, from step 1.
+    losses: tuple[float, ...]
+    #: Step and held-out score, in order.
+    scores: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class TrainingNote:
+    """Something a person should know about a training that goes on all the same."""
+
+    text: str
+
+
+TrainingEvent = BaseScoring | TrainingStarted | TrainingStep | ValidationScored | TrainingResumed | TrainingNote
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig, TrainingConfig, classes_from_names
-from napari_cellbrush.engine import training
+from napari_cellbrush.engine import held_out, training
 from napari_cellbrush.engine.device import Device, choose_device
 from napari_cellbrush.engine.inference import segment_array
+from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.training import TrainingResult, scratch_model, train
@@ -199,7 +200,7 @@ def test_stopping_is_noticed_between_held_out_tiles(
     """The base is scored first, then the model at each step: whichever is at hand is given up."""
     image, inside = blobs(400)
     stop, tiles, scoring = StopToken(), [], []
-    score, class_logits = training._HeldOut.score, training.class_logits
+    score, class_logits = held_out.HeldOut.score, held_out.class_logits
 
     def counted_score(self: Any, *arguments: Any) -> Any:
         assert self.n_tiles > 1
@@ -217,8 +218,8 @@ def test_stopping_is_noticed_between_held_out_tiles(
                 stop.stop()
         return class_logits(logits)
 
-    monkeypatch.setattr(training._HeldOut, "score", counted_score)
-    monkeypatch.setattr(training, "class_logits", stopped_in_the_midst)
+    monkeypatch.setattr(held_out.HeldOut, "score", counted_score)
+    monkeypatch.setattr(held_out, "class_logits", stopped_in_the_midst)
     config = TINY.replace(max_steps=1000, validate_every=1, patience=0)
     events, result = run(tuned, image, strokes(inside), config, stop=stop)
     assert tiles[n_scored] == 1
@@ -254,13 +255,13 @@ def test_the_time_limit_ends_the_run(scratch: Model) -> None:
 
 def test_preparation_uses_up_the_time_but_leaves_one_step(tuned: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    score = training._HeldOut.score
+    score = held_out.HeldOut.score
 
     def slow_score(self: Any, *arguments: Any) -> Any:
         clock[0] += 59 if clock[0] else 61
         return score(self, *arguments)
 
-    monkeypatch.setattr(training._HeldOut, "score", slow_score)
+    monkeypatch.setattr(held_out.HeldOut, "score", slow_score)
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
     image, inside = blobs()
     result = run(tuned, image, strokes(inside), TINY.replace(max_minutes=1.0))[1]
@@ -270,7 +271,7 @@ def test_preparation_uses_up_the_time_but_leaves_one_step(tuned: Model, monkeypa
 
 def test_preparation_does_not_count_as_time_per_step(tuned: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    step, score = training._Learner.step, training._HeldOut.score
+    step, score = Learner.step, held_out.HeldOut.score
 
     def taking(seconds: float, work: Any) -> Any:
         def slow(*arguments: Any) -> Any:
@@ -279,8 +280,8 @@ def test_preparation_does_not_count_as_time_per_step(tuned: Model, monkeypatch: 
 
         return slow
 
-    monkeypatch.setattr(training._HeldOut, "score", taking(30, score))
-    monkeypatch.setattr(training._Learner, "step", taking(2, step))
+    monkeypatch.setattr(held_out.HeldOut, "score", taking(30, score))
+    monkeypatch.setattr(Learner, "step", taking(2, step))
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
     image, inside = blobs()
     events, _ = run(tuned, image, strokes(inside), TINY.replace(max_minutes=10, validate_every=50))
@@ -290,7 +291,7 @@ def test_preparation_does_not_count_as_time_per_step(tuned: Model, monkeypatch: 
 
 def test_no_better_score_for_long_ends_the_run(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     image, inside = blobs()
-    monkeypatch.setattr(training._HeldOut, "score", lambda *_: (0.5, 1.0))
+    monkeypatch.setattr(held_out.HeldOut, "score", lambda *_: held_out.HeldOutScore(0.5, 1.0))
     result = run(scratch, image, strokes(inside), TINY.replace(max_steps=50, validate_every=1, patience=3))[1]
     assert (result.n_steps, result.ended) == (4, "no_progress")
 
@@ -322,7 +323,7 @@ def test_out_of_memory_splits_the_batch_and_goes_on(scratch: Model, monkeypatch:
                                                     error: Exception) -> None:
     image, inside = blobs()
     sizes = []
-    gradients = training._Learner._gradients
+    gradients = Learner._gradients
 
     def short_of_memory(self: Any, images: torch.Tensor, *truth: Any) -> float:
         sizes.append(len(images) // self._n_chunks)
@@ -330,7 +331,7 @@ def test_out_of_memory_splits_the_batch_and_goes_on(scratch: Model, monkeypatch:
             raise error
         return gradients(self, images, *truth)
 
-    monkeypatch.setattr(training._Learner, "_gradients", short_of_memory)
+    monkeypatch.setattr(Learner, "_gradients", short_of_memory)
     result = run(scratch, image, strokes(inside), TINY.replace(batch_size=4))[1]
     assert result.n_steps == TINY.max_steps
     assert sizes[:3] == [4, 2, 1]
@@ -340,7 +341,7 @@ def test_not_even_one_patch_in_memory_ends_with_a_remedy(scratch: Model, monkeyp
     def never(*_: Any) -> float:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(training._Learner, "_gradients", never)
+    monkeypatch.setattr(Learner, "_gradients", never)
     image, inside = blobs()
     with pytest.raises(OutOfMemory, match="smaller input size"):
         run(scratch, image, strokes(inside))
@@ -350,14 +351,14 @@ def test_other_runtime_errors_are_not_mistaken_for_memory(scratch: Model, monkey
     def broken(*_: Any) -> float:
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(training._Learner, "_gradients", broken)
+    monkeypatch.setattr(Learner, "_gradients", broken)
     image, inside = blobs()
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run(scratch, image, strokes(inside))
 
 
 def test_a_loss_that_is_no_number_ends_with_a_remedy(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training._Learner, "_gradients", lambda *_: float("nan"))
+    monkeypatch.setattr(Learner, "_gradients", lambda *_: float("nan"))
     image, inside = blobs()
     with pytest.raises(TrainingDiverged, match="Lower the learning rate"):
         run(scratch, image, strokes(inside))
@@ -366,10 +367,10 @@ def test_a_loss_that_is_no_number_ends_with_a_remedy(scratch: Model, monkeypatch
 HALF = Device(kind="cpu", name="CPU", memory_bytes=None, half=torch.float16, channels_last=False)
 
 
-def learner_and_batch(device: Device) -> tuple[training._Learner, torch.Tensor, torch.Tensor]:
+def learner_and_batch(device: Device) -> tuple[Learner, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 1, 132, 132, generator=generator)
-    learner = training._Learner(scratch_model(TWO, 1, TINY), TINY, device)
+    learner = Learner(scratch_model(TWO, 1, TINY), TINY, device)
     size = learner.network.geometry.output_size(132)
     return learner, images, torch.randint(0, 3, (2, size, size), generator=generator)
 
@@ -413,14 +414,14 @@ def test_a_gpu_learns_in_every_precision(scratch: Model, half: torch.dtype | Non
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_with_little_memory_goes_on_with_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = []
-    step = training._Learner.step
+    step = Learner.step
 
     def watched(self: Any, *batch: torch.Tensor) -> float:
         loss = step(self, *batch)
         chunks.append(self._n_chunks)
         return loss
 
-    monkeypatch.setattr(training._Learner, "step", watched)
+    monkeypatch.setattr(Learner, "step", watched)
     config = TINY.replace(max_steps=2, batch_size=32, patch_size_px=512, held_out_fraction=0.0,
                           network=NetworkConfig(base_filters=32))
     image, inside = blobs(600)
@@ -488,13 +489,13 @@ def test_three_classes_on_a_two_class_base_give_no_base_score(scratch: Model) ->
 
 def test_nothing_of_a_finished_run_stays_in_memory(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     learners: list[weakref.ref[Any]] = []
-    original = training._Learner.__init__
+    original = Learner.__init__
 
     def remember(self: Any, *arguments: Any) -> None:
         original(self, *arguments)
         learners.append(weakref.ref(self))
 
-    monkeypatch.setattr(training._Learner, "__init__", remember)
+    monkeypatch.setattr(Learner, "__init__", remember)
     image, inside = blobs()
     result = run(scratch, image, strokes(inside))[1]
     gc.collect()

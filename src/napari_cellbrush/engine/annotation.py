@@ -593,6 +593,27 @@ class StrokeSampler:
         """The next ``n`` labelled pixels: position in ``annotation.planes``, row, column."""
         return [self._next() for _ in range(n)] if self._strokes else []
 
+    def state(self) -> dict[str, Any]:
+        """Where it is, as JSON can hold it; a copy."""
+        left = [list(strokes) for strokes in self._round]
+        return {"random": self._random.bit_generator.state, "round": left, "turn": self._turn}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state of a sampler of the same strokes.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            If the state is none of such a sampler.
+        """
+        left = [[int(stroke) for stroke in strokes] for strokes in state["round"]]
+        if len(left) != len(self._strokes) or any(
+                not 0 <= stroke < len(known) for known, strokes in zip(self._strokes, left, strict=True)
+                for stroke in strokes):
+            raise ValueError("other strokes")
+        self._random.bit_generator.state = state["random"]
+        self._round, self._turn = left, int(state["turn"])
+
     def _next(self) -> tuple[int, int, int]:
         turn = self._turn % len(self._strokes)
         self._turn += 1

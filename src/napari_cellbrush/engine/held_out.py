@@ -1,0 +1,155 @@
+"""The score of a model on strokes it never learnt from, and how far that score can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from napari_cellbrush.engine.annotation import Annotation, LabelledPlane
+from napari_cellbrush.engine.device import autocast
+from napari_cellbrush.engine.geometry import UNetGeometry
+from napari_cellbrush.engine.learner import Learner
+from napari_cellbrush.engine.losses import segmentation_loss
+from napari_cellbrush.engine.metrics import iou_from_confusion
+from napari_cellbrush.engine.model import class_logits
+from napari_cellbrush.engine.resampling import Resampled
+from napari_cellbrush.engine.tiling import Tile, plan_tiles
+from napari_cellbrush.engine.unet import UNet
+from napari_cellbrush.events import StopToken
+
+#: Tiles of held-out strokes scored at a time; enough for a stable score, few enough to stay fast on dense labels.
+_MAX_SCORED_TILES = 24
+#: Of how many held-out strokes an interval can be told: fewer say nothing about other strokes.
+STROKES_FOR_INTERVAL = 4
+_N_RESAMPLES = 1000
+_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    """What a network is worth on the held-out strokes."""
+
+    #: Mean intersection over union of the classes, over all labelled pixels; in [0, 1].
+    iou: float
+    #: Mean cross-entropy, which tells equal scores apart.
+    loss: float
+    #: Where the score of other strokes of this kind would lie, 95 %; None for too few strokes.
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _CutTile:
+    #: 1CHW, normalised.
+    image: Tensor
+    #: 1hw int64, 0 unlabelled.
+    labels: Tensor
+    #: hw: number of the stroke from 0 at each labelled pixel.
+    strokes: NDArray[np.int64]
+
+
+class HeldOut:
+    """The held-out strokes, cut into tiles once and scored again and again.
+
+    Parameters
+    ----------
+    images, annotation
+        At the network's scale.
+    learner
+        Whose networks are scored, in its precision and on its device.
+    """
+
+    def __init__(self, images: Sequence[Resampled], annotation: Annotation, learner: Learner) -> None:
+        self._learner = learner
+        self._n_classes = annotation.n_classes
+        geometry = learner.network.geometry
+        size = geometry.input_size_at_least(learner.config.patch_size_px)
+        tiles, n_strokes = [], 0
+        for plane in annotation.planes:
+            strokes, n = ndimage.label(plane.labels > 0, _EIGHT_NEIGHBOURS)
+            tiles += [(plane, strokes + (n_strokes - 1), tile) for tile in _labelled_tiles(plane, geometry, size)]
+            n_strokes += n
+        order = np.random.default_rng(learner.config.seed).permutation(len(tiles))[:_MAX_SCORED_TILES]
+        self._tiles = [self._cut(images, *tiles[position]) for position in sorted(order)]
+        self._n_strokes = n_strokes
+
+    def _cut(self, images: Sequence[Resampled], plane: LabelledPlane, strokes: NDArray[np.int64],
+             tile: Tile) -> _CutTile:
+        raw = images[plane.image].read_mirrored(plane.index, tile.top, tile.left, tile.height, tile.width)
+        image = torch.from_numpy(images[plane.image].normalisation().apply(raw))[None]
+        margin = self._learner.network.geometry.margin
+        shape = (tile.height - 2 * margin, tile.width - 2 * margin)
+        labels, numbers = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for whole, part in ((plane.labels, labels), (strokes, numbers)):
+            found = whole[tile.rows, tile.columns]
+            part[: found.shape[0], : found.shape[1]] = found
+        return _CutTile(image, torch.from_numpy(labels)[None], numbers)
+
+    @property
+    def n_tiles(self) -> int:
+        """How many tiles a score looks at."""
+        return len(self._tiles)
+
+    @torch.inference_mode()
+    def score(self, network: UNet, stop: StopToken) -> HeldOutScore | None:
+        """Measure a network over the held-out labelled pixels.
+
+        None if stopped: whoever stops wants the window back, and part of the tiles compares with nothing.
+        """
+        device, config, k = self._learner.device, self._learner.config, self._n_classes
+        counts = np.zeros(self._n_strokes * k * k, np.int64)
+        losses, weights = [], []
+        for tile in self._tiles:
+            if stop.stopped:
+                return None
+            with autocast(device):
+                logits = class_logits(network(tile.image.to(device.torch_device))).float().cpu()
+            losses.append(float(segmentation_loss(logits, tile.labels, "cross_entropy", config.class_balance)))
+            labelled = tile.labels[0].numpy() > 0
+            weights.append(int(labelled.sum()))
+            true, said = tile.labels[0].numpy()[labelled] - 1, logits.argmax(1)[0].numpy()[labelled]
+            counts += np.bincount((tile.strokes[labelled] * k + true) * k + said, minlength=len(counts))
+        of_strokes = counts.reshape(-1, k, k)
+        iou = iou_from_confusion(of_strokes.sum(axis=0)).mean
+        return HeldOutScore(iou, float(np.average(losses, weights=weights)), score_interval(of_strokes))
+
+
+def score_interval(confusions: NDArray[np.int64]) -> tuple[float, float] | None:
+    """A 95 % interval of the mean intersection over union, over strokes rather than pixels.
+
+    Pixels of one stroke are all but copies of each other, so whole strokes are drawn with replacement (the
+    percentile bootstrap of clusters; Efron & Tibshirani 1993, chapter 13; Field & Welsh 2007). It knows nothing of
+    places where nobody painted, and is a little too narrow for few strokes.
+
+    Parameters
+    ----------
+    confusions
+        Strokes × K × K: labelled pixels by true and said class.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper end; None for fewer than :data:`STROKES_FOR_INTERVAL` strokes.
+    """
+    seen = confusions[confusions.any(axis=(1, 2))]
+    if len(seen) < STROKES_FOR_INTERVAL:
+        return None
+    n = len(seen)
+    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _N_RESAMPLES)
+    total = np.tensordot(draws, seen, axes=1).astype(float)
+    both = np.einsum("rkk->rk", total)
+    either = total.sum(axis=1) + total.sum(axis=2) - both
+    iou = np.divide(both, either, out=np.full_like(both, np.nan), where=either > 0)
+    low, high = np.percentile(np.nanmean(iou, axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _labelled_tiles(plane: LabelledPlane, geometry: UNetGeometry, size: int) -> list[Tile]:
+    rows, columns = plane.labels.shape
+    tiles = plan_tiles((slice(0, rows), slice(0, columns)), geometry, size)
+    return [tile for tile in tiles if plane.labels[tile.rows, tile.columns].any()]

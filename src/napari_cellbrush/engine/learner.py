@@ -1,0 +1,176 @@
+"""Network, averaged network, optimiser and schedule on one device: what turns a batch of patches into a step."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from napari_cellbrush.config import TrainingConfig
+from napari_cellbrush.engine.device import Device, autocast, is_out_of_memory
+from napari_cellbrush.engine.losses import segmentation_loss
+from napari_cellbrush.engine.model import Model, class_logits
+from napari_cellbrush.engine.training_state import PartState, cloned, copy_into
+from napari_cellbrush.engine.unet import UNet
+from napari_cellbrush.errors import OutOfMemory, TrainingDiverged
+
+#: Random weights have further to go than a base's: with the base's rate they learn hardly anything in a minute.
+_SCRATCH_RATE = 5
+
+
+class Learner:
+    """A network that learns, and the average (EMA) of its weights, which is what is scored and kept.
+
+    Parameters
+    ----------
+    start
+        Where the weights begin; copied.
+    config, device
+        How to learn, and where.
+    """
+
+    def __init__(self, start: Model, config: TrainingConfig, device: Device) -> None:
+        self.config = config
+        self.device = device
+        self.precision = device.precision
+        self.network = copy.deepcopy(start.network).to(device.torch_device)
+        if device.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+        self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self._from_scratch = start.card.n_steps == 0
+        self._n_expected = float(config.max_steps)
+        rate = config.learning_rate * (_SCRATCH_RATE if self._from_scratch else 1)
+        self._optimiser = _optimiser(self.network, config, rate)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate_factor)
+        # Small gradients vanish in float16, unlike in bfloat16, unless the loss is scaled up.
+        self._scaler = torch.amp.GradScaler(device.kind, enabled=device.half == torch.float16)
+        self._n_chunks = 1
+        self._n_steps = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._schedule.get_last_lr()[0])
+
+    def step(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
+        """One optimiser step on B patches and what their pixels weigh; at once if memory permits, else in parts."""
+        self._set_mode()
+        while True:
+            try:
+                loss = self._gradients(images, labels, weights)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._n_chunks >= len(images):
+                    raise OutOfMemory(f"{self.device.name} has too little memory to train on one patch of "
+                                      f"{images.shape[-1]} px", "Choose a smaller input size in the advanced "
+                                      "settings, or train on the CPU") from error
+                self._n_chunks = min(2 * self._n_chunks, len(images))
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"The loss became {loss} at step {self._n_steps + 1}",
+                                   "Lower the learning rate in the advanced settings and start again")
+        self._scaler.unscale_(self._optimiser)
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        scale = self._scaler.get_scale()
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        self._n_steps += 1
+        # Where the scale was too large for float16, the weights stay as they are and the next step has a smaller one.
+        if self._scaler.get_scale() >= scale:
+            self._schedule.step()
+            self._average()
+        return loss
+
+    def expect(self, n_steps: float) -> None:
+        """How many steps there will be: fewer than planned, if the time is short. The rate then falls sooner."""
+        self._n_expected = min(self.config.max_steps, n_steps)
+
+    def state(self) -> PartState:
+        """Weights, averages, moments of the optimiser, and where the schedule is."""
+        moments = {f"{number}.{name}": value for number, entry in self._optimiser.state_dict()["state"].items()
+                   for name, value in entry.items() if isinstance(value, Tensor)}
+        tensors = {**cloned(self.network.state_dict(), "network."), **cloned(self.averaged.state_dict(), "averaged."),
+                   **cloned(moments, "moments.")}
+        schedule = {name: value for name, value in self._schedule.state_dict().items() if name != "lr_lambdas"}
+        return PartState(tensors, {
+            "n_steps": self._n_steps, "n_expected": self._n_expected, "n_chunks": self._n_chunks,
+            "rates": [group["lr"] for group in self._optimiser.param_groups], "schedule": schedule,
+            "scaler": self._scaler.state_dict()})
+
+    def restore(self, state: PartState) -> None:
+        """Go on from a state of a learner with the same start and settings."""
+        copy_into(self.network.state_dict(), state.tensors, "network.")
+        copy_into(self.averaged.state_dict(), state.tensors, "averaged.")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.tensors.items():
+            if key.startswith("moments."):
+                number, name = key.removeprefix("moments.").split(".")
+                moments.setdefault(int(number), {})[name] = value
+        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": moments})
+        for group, rate in zip(self._optimiser.param_groups, state.values["rates"], strict=True):
+            group["lr"] = float(rate)
+        self._schedule.load_state_dict({**state.values["schedule"], "lr_lambdas": [None]})
+        self._scaler.load_state_dict(state.values["scaler"])
+        self._n_steps, self._n_chunks = int(state.values["n_steps"]), int(state.values["n_chunks"])
+        self._n_expected = float(state.values["n_expected"])
+
+    def release(self) -> None:
+        """Give the device's memory back."""
+        del self.network, self.averaged, self._optimiser, self._schedule, self._scaler
+        if self.device.kind == "cuda":
+            torch.cuda.empty_cache()
+
+    def _gradients(self, images: Tensor, labels: Tensor, weights: Tensor | None) -> float:
+        self._optimiser.zero_grad(set_to_none=True)
+        config, total = self.config, 0.0
+        # Dropout draws from the global generator, which others may use: give each step its own state.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed + self._n_steps)
+            n = self._n_chunks
+            for part, truth, weight in zip(images.chunk(n), labels.chunk(n),
+                                           weights.chunk(n) if weights is not None else [None] * n, strict=False):
+                with autocast(self.device):
+                    logits = class_logits(self.network(part))
+                loss = segmentation_loss(logits.float(), truth, config.loss, config.class_balance, weight)
+                loss = loss * (len(part) / len(images))
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+        return total
+
+    def _set_mode(self) -> None:
+        self.network.train()
+        if not self._from_scratch:
+            # A handful of patches of one image would spoil the statistics that thousands of images gave the base.
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def _average(self) -> None:
+        # Early on the average follows closely, so that random first weights are soon forgotten.
+        keep = min(self.config.ema_decay, self._n_steps / (self._n_steps + 9))
+        with torch.no_grad():
+            for mean, now in zip(self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True):
+                if mean.is_floating_point():
+                    mean.lerp_(now, 1 - keep)
+                else:
+                    mean.copy_(now)
+
+    def _rate_factor(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to a hundredth (Loshchilov & Hutter 2017)."""
+        warmup = min(self.config.warmup_steps, self.config.max_steps // 2)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1.0, self._n_expected - warmup)
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _optimiser(network: UNet, config: TrainingConfig, rate: float) -> torch.optim.Optimizer:
+    parameters, decay = network.parameters(), config.weight_decay
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
+    return kind(parameters, rate, weight_decay=decay)
