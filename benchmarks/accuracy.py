@@ -29,6 +29,7 @@ from random_forest import RandomForest
 from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, TrainingConfig, classes_from_names
 from napari_cellbrush.engine.annotation import objects_to_classes
 from napari_cellbrush.engine.device import choose_device
+from napari_cellbrush.engine.diameter import median_diameter
 from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.metrics import ObjectScores, average_precision, class_iou
 from napari_cellbrush.engine.model import Model, knows_all
@@ -93,12 +94,6 @@ def zero_shot(model: Model, name: str, true_diameter: bool) -> str:
     seconds = (time.perf_counter() - began) / n_pixels * 1e6
     precision = scores.average_precision
     return f"| {name} | {n_images} | {n_objects} | {precision[0]:.3f} | {precision[1]:.3f} | {seconds:.2f} |"
-
-
-def median_diameter(truth: NDArray[Any]) -> float:
-    """Of circles with the objects' areas, in pixels; 0 where there are none."""
-    areas = np.bincount(truth.ravel())[1:]
-    return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else 0.0
 
 
 def from_strokes(model: Model, name: str, n_strokes: int, arguments: argparse.Namespace) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from skimage.measure import label
 from skimage.transform import resize
 
+from napari_cellbrush.engine.diameter import median_diameter
 from napari_cellbrush.engine.planes import Planes
 
 #: Bytes keep the normalised range [-1, 1.55] in steps of 0.01; augmentation noise is coarser.
@@ -88,7 +89,7 @@ def read(folder: Path, stem: str, image_set: ImageSet) -> Iterator[tuple[NDArray
         image = planes.normalisation().apply(planes.read(index, rows, columns))
         mask = masks[index] if index else masks
         objects = label(mask == 2) if image_set.truth == "axons" else mask
-        diameter = median_diameter(objects)
+        diameter = median_diameter(objects) or DIAMETER_PX
         if image_set.truth == "axons":
             # Myelin is what keeps axons apart.
             truth = np.array([1, 3, 2], np.uint16)[mask]
@@ -98,12 +99,6 @@ def read(folder: Path, stem: str, image_set: ImageSet) -> Iterator[tuple[NDArray
             if image_set.dense:
                 truth[mask == 0] = 0
         yield *reduced(image, truth, min(1.0, DIAMETER_PX / diameter)), min(diameter, DIAMETER_PX)
-
-
-def median_diameter(objects: NDArray[np.integer]) -> float:
-    """Of circles with the objects' areas, in pixels; the wanted one where there are no objects."""
-    areas = np.bincount(objects.ravel())[1:]
-    return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else DIAMETER_PX
 
 
 def reduced(image: NDArray[np.float32], truth: NDArray[np.uint16],

@@ -111,7 +111,7 @@ class Images:
         image = functional.interpolate(torch.from_numpy(grey)[None, None], size=(size, size), mode="bilinear",
                                        antialias=enlarged < 1, align_corners=False)[0]
         return image, functional.interpolate(torch.from_numpy(truth)[None, None], size=(size, size),
-                                             mode="nearest-exact")[0, 0]
+                                             mode="nearest-exact")[0, 0].int()
 
     def _centre(self, truth: NDArray[np.uint16]) -> tuple[int, int]:
         if self.random.random() < ON_OBJECTS and truth.max() > 1:

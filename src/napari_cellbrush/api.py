@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from napari_cellbrush.config import (
     ClassDefinition,
     DeviceName,
     InferenceConfig,
+    LabelKind,
     OutputKind,
     TrainingConfig,
     classes_from_names,
@@ -36,8 +37,6 @@ from napari_cellbrush.export.mask_tiff import save_mask
 
 __all__ = ["fine_tune", "load_model", "save_mask", "save_model", "segment"]
 
-#: classes: 0 unlabelled, k class k. objects: instance masks, 0 background, ids ≥ 1.
-LabelKind = Literal["classes", "objects"]
 Classes = Sequence[str] | Sequence[ClassDefinition]
 #: The name under which training starts from random weights.
 SCRATCH = "scratch"

@@ -22,6 +22,8 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32"]
 OutputKind = Literal["classes", "objects", "probabilities"]
 ClassRole = Literal["background", "object", "boundary"]
+#: classes: 0 unlabelled, k class k. objects: instance masks, 0 background, ids ≥ 1.
+LabelKind = Literal["classes", "objects"]
 
 
 def _setting(default: Any, title: str, help: str, *, unit: str = "", zero: str = "", advanced: bool = True,

@@ -413,6 +413,11 @@ class Session:
         """The library's model of this name."""
         return next((entry for entry in self.models or () if entry.name == name), None)
 
+    def in_own_colours(self, classes: Sequence[ClassDefinition]) -> tuple[ClassDefinition, ...]:
+        """A model's classes, in the session's colours where it has classes of the same name."""
+        own = {definition.name: definition.color for definition in self.classes}
+        return tuple(definition.replace(color=own.get(definition.name, definition.color)) for definition in classes)
+
     @property
     def previous_model(self) -> str:
         """What :meth:`revert` would go back to; empty if the tuned model is not in use or there was none before."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,12 @@ _TOLERANCE_OCTAVES = 0.5
 _LEAST_SHARE = 0.25
 #: Smaller spots are noise, in network pixels.
 _LEAST_DIAMETER_PX = 6.0
+
+
+def median_diameter(instances: NDArray[np.integer[Any]]) -> float:
+    """Of discs as large as the objects of an instance mask, in pixels; 0 where there are none."""
+    areas = np.bincount(instances.ravel())[1:]
+    return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else 0.0
 
 
 def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device) -> float | None:

@@ -20,12 +20,12 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_cellbrush.config import LabelKind
 from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui.class_table import ClassTable
 from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, side_by_side, wrapped_label
 from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
 from napari_cellbrush.napari_ui.layers import keys_in_words
-from napari_cellbrush.napari_ui.runs import LabelKind
 from napari_cellbrush.session import MaskEntry, Notice, Phase, axes_in_words
 
 LARGEST_BRUSH_PX = 100

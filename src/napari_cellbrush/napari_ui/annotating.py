@@ -15,6 +15,7 @@ from napari.layers import Labels
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer
 
+from napari_cellbrush.config import LabelKind
 from napari_cellbrush.errors import AnnotationError, CellbrushError
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
@@ -73,7 +74,7 @@ class Annotating(QObject):
             empty = np.zeros(layers.labels_shape(image.axes, image.shape), np.uint8)
         return self._start(image, layers.in_engine_order(empty, axes))
 
-    def take_over(self, labels_key: str, image_key: str, kind: runs.LabelKind) -> None:
+    def take_over(self, labels_key: str, image_key: str, kind: LabelKind) -> None:
         """Make an annotation layer from a copy of another labels layer, which is hidden then.
 
         Runs beside the window; ends at once, with a sentence, if that is not possible.

@@ -137,10 +137,8 @@ class Exporting(QObject):
                     "classes", note.get("image"), note.get("axes")) and (
                     other.get("provenance", {}).get("model_weights_sha256") == made["model_weights_sha256"]
                     and layer.data.shape == objects.data.shape):
-                shown = {definition.name: definition.color for definition in self._bench.session.classes}
-                classes = [definition.replace(color=shown.get(definition.name, definition.color))
-                           for definition in entry.card.classes]
-                return layers.in_engine_order(np.array(layer.data), note["axes"]), tuple(classes)
+                return (layers.in_engine_order(np.array(layer.data), note["axes"]),
+                        self._bench.session.in_own_colours(entry.card.classes))
         return None, ()
 
     def _provenance(self, layer: Any) -> dict[str, Any]:

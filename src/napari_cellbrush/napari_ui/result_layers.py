@@ -160,7 +160,6 @@ class ResultLayers:
 
     def _colour(self, layer: Labels, classes: tuple[ClassDefinition, ...]) -> None:
         """Colours of the session for classes that it knows, else those of the model."""
-        mine = {definition.name: definition.color for definition in self._session.classes}
-        shown = [definition.replace(color=mine.get(definition.name, definition.color)) for definition in classes]
+        shown = self._session.in_own_colours(classes)
         layer.colormap = layers.class_colormap(shown, layers.BACKGROUND_ALPHA)
         layer.features = layers.class_features(shown)

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_cellbrush.config import ClassDefinition, DeviceName, InferenceConfig, OutputKind, TrainingConfig
+from napari_cellbrush.config import (
+    ClassDefinition,
+    DeviceName,
+    InferenceConfig,
+    LabelKind,
+    OutputKind,
+    TrainingConfig,
+)
 from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError, ModelError, ModelFileError
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.model import Model
     from napari_cellbrush.engine.model_file import ModelEntry
     from napari_cellbrush.engine.training import TrainingResult
-LabelKind = Literal["classes", "objects"]
+
 
 
 # ------------------------------------------------------------------------------------------------- look around
