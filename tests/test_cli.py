@@ -591,6 +591,38 @@ def test_ctrl_c_keeps_the_best_so_far(folder: Path, capsys: pytest.CaptureFixtur
     read_model("a.safetensors")
 
 
+def test_the_same_command_goes_on_with_an_interrupted_training(
+    folder: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    def train(out: str, *options: str) -> tuple[int, dict[str, Any], str]:
+        code = main(["train", "image.tif", "--labels", "classes.tif", "--out", out, "--base", "tiny.safetensors",
+                     "--max-steps", "4", *TINY_OPTIONS, *options])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out), " ".join(captured.err.split())
+
+    whole = train("whole.safetensors")[1]["model"]
+    request.getfixturevalue("interrupting")
+    code, report, said = train("a.safetensors")
+    assert (code, report["n_steps"]) == (130, 2)
+    assert "the same command again" in said
+    assert Path("a.unfinished").exists()
+    code, report, said = train("a.safetensors")
+    assert (code, report["n_steps"], report["model"]) == (0, 4, "a-2.safetensors")
+    assert "Going on after step 2" in said
+    assert read_model("a-2.safetensors").weights_hash == read_model(whole).weights_hash
+    assert not Path("a.unfinished").exists()
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_an_interrupted_training_can_be_started_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "image.tif", "--labels", "classes.tif", "--base", "tiny.safetensors", "--max-steps", "3",
+               *TINY_OPTIONS, "--out"]
+    assert main([*command, "a.safetensors"]) == 130
+    Path("a.safetensors").unlink()
+    assert main([*command, "a.safetensors", "--anew"]) == 0
+    assert "Going on" not in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("interrupting")
 def test_ctrl_c_in_a_segmentation_leaves_no_half_mask(folder: Path) -> None:
     assert main(["segment", "image.tif", "image.tif", "--model", "tiny.safetensors", "--out", "out", "--tile", "92",

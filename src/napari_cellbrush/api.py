@@ -72,6 +72,7 @@ def fine_tune(
     name: str = "",
     on_event: Callable[[TrainingEvent], object] | None = None,
     stop: StopToken | None = None,
+    state_file: str | Path | None = None,
 ) -> Model:
     """Fine-tune a copy of a model on labelled pixels.
 
@@ -101,6 +102,9 @@ def fine_tune(
         For the new model's card.
     on_event, stop
         Told about every step; ends the run early, with the best so far.
+    state_file
+        Where to keep the state of the run. If it exists, from an interrupted call with the same arguments, the run
+        goes on from it; removed unless the run was stopped.
 
     Returns
     -------
@@ -114,6 +118,7 @@ def fine_tune(
         If settings, images, labels or model do not fit together; the message says what to do.
     """
     config = config or TrainingConfig()
+    state = Path(state_file) if state_file is not None else None
     planes, several = [as_planes(image, axes) for image in _several(images)], _several(labels)
     if not planes or len(planes) != len(several):
         raise AnnotationError(f"Got {len(planes)} image(s) and {len(several)} set(s) of labels",
@@ -124,8 +129,12 @@ def fine_tune(
     if model == SCRATCH:
         model = scratch_model(meant or DEFAULT_CLASSES, planes[0].n_channels, config)
     base = model if isinstance(model, Model) else load_model(model)
-    run = train(base, planes, given, config, classes=meant, device=choose_device(device), stop=stop, name=name)
-    return run_to_end(run, on_event).model
+    run = train(base, planes, given, config, classes=meant, device=choose_device(device), stop=stop, name=name,
+                state_file=state)
+    result = run_to_end(run, on_event)
+    if state is not None and not result.stopped:
+        state.unlink(missing_ok=True)
+    return result.model
 
 
 def segment(

@@ -127,6 +127,8 @@ def _add_train(commands: Any) -> None:
                          help="As many label images, in the same order.")
     command.add_argument("--out", required=True, type=Path, metavar="MODEL.safetensors",
                          help="The model to write; an existing file is never replaced.")
+    command.add_argument("--anew", action="store_true", help="Start anew, even if this training was interrupted: "
+                         "else the same command goes on with it.")
     command.add_argument("--label-kind", choices=("classes", "objects"), default="classes",
                          help="classes: 0 unlabelled, k is class k. objects: instance masks, 0 background, ids from 1, "
                          "which become background, cell and boundary. Default: classes.")
@@ -219,7 +221,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from napari_cellbrush.engine.training import scratch_model, train
     from napari_cellbrush.events import run_to_end
 
-    _check_out(arguments.out)
+    state = _state_file(arguments)
+    _check_out(arguments.out, continues=state.exists())
     config = _training_config(arguments)
     names = [name.strip() for name in arguments.classes.split(",")] if arguments.classes else None
     base = None if arguments.base == SCRATCH else load_model(arguments.base or DEFAULT_BASE)
@@ -232,16 +235,28 @@ def _train(arguments: argparse.Namespace) -> int:
     base = base or scratch_model(classes, images[0].n_channels, config)
     with stop_on_interrupt() as stop, training_bar() as show:
         run = train(base, images, labels, config, classes=classes, device=choose_device(arguments.device), stop=stop,
-                    name=arguments.out.stem)
+                    name=arguments.out.stem, state_file=state)
         result = run_to_end(run, show)
     failures.interrupted = result.stopped
     _report(result, config, _save(result.model, arguments.out, failures))
+    if result.stopped and state.exists():
+        tell("To go on with the training: the same command again.")
+    if not result.stopped:
+        state.unlink(missing_ok=True)
     return failures.exit_code
 
 
-def _check_out(out: Path) -> None:
-    """Fail now rather than after the training."""
-    from napari_cellbrush.engine.atomic import check_writable
+def _state_file(arguments: argparse.Namespace) -> Path:
+    """Where a training that is interrupted can be continued from, beside the model that it is to become."""
+    file: Path = arguments.out.with_suffix(".unfinished")
+    if arguments.anew:
+        file.unlink(missing_ok=True)
+    return file
+
+
+def _check_out(out: Path, continues: bool) -> None:
+    """Fail now rather than after the training. One that was stopped has left its best so far, and gets a new name."""
+    from napari_cellbrush.engine.atomic import check_writable, free_path
     from napari_cellbrush.engine.model_file import SUFFIX
 
     if out.is_dir():
@@ -249,7 +264,7 @@ def _check_out(out: Path) -> None:
                              f"Give it a name, for example {out / 'mine'}{SUFFIX}")
     if out.suffix != SUFFIX:
         raise ConfigError(f"--out names a {SUFFIX} file, got {out.name}", f"Call it {out.stem}{SUFFIX}")
-    check_writable(out, error=ModelFileError)
+    check_writable(free_path(out) if continues else out, error=ModelFileError)
 
 
 def _training_config(arguments: argparse.Namespace) -> TrainingConfig:

@@ -22,6 +22,8 @@ from napari_cellbrush.events import (
     TileSegmented,
     TileSizeReduced,
     TrainingEvent,
+    TrainingNote,
+    TrainingResumed,
     TrainingStarted,
     TrainingStep,
     ValidationScored,
@@ -99,6 +101,11 @@ def training_bar() -> Iterator[Callable[[TrainingEvent], None]]:
                 bar.update(task, completed=event.step, description=" ".join(("Fine-tuning", *words.values())))
             elif isinstance(event, ValidationScored):
                 words["score"] = f"score {event.score:.3f}"
+            elif isinstance(event, TrainingResumed):
+                bar.update(task, completed=event.step)
+                bar.console.print(f"Going on after step {event.step}", markup=False, highlight=False)
+            elif isinstance(event, TrainingNote):
+                bar.console.print(event.text, markup=False, highlight=False)
 
         yield show
 
