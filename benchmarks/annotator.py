@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.measure import label
 from skimage.morphology import skeletonize
 
 #: As a person with a small brush paints: 3 px wide, about 50 px long.
@@ -40,6 +41,34 @@ def paint(truth: NDArray[np.uint8], n_each: int, random: np.random.Generator) ->
             stroke = _stroke(middle, random)
             brush = ndimage.binary_dilation(stroke, np.ones((BRUSH_PX, BRUSH_PX)))
             labels[brush & region] = value
+    return labels
+
+
+def correct(labels: NDArray[np.uint8], truth: NDArray[np.uint8], answer: NDArray[np.integer], n_each: int,
+            random: np.random.Generator) -> NDArray[np.uint8]:
+    """The strokes so far, and new ones where an answer is most wrong.
+
+    Parameters
+    ----------
+    labels
+        YX, the strokes so far; 0 unlabelled.
+    truth, answer
+        YX; 1…K.
+    n_each
+        New strokes per class, one in each of the largest pieces that should be of the class and are not.
+    random
+        Where in a piece they begin.
+    """
+    labels = labels.copy()
+    for value in np.unique(truth[truth > 0]):
+        region = truth == value
+        pieces: NDArray[np.integer] = label(region & (answer != value), connectivity=1)
+        largest = np.argsort(np.bincount(pieces.ravel())[1:], kind="stable")[::-1][:n_each] + 1
+        for piece in largest:
+            wrong = pieces == piece
+            middle = skeletonize(wrong)
+            stroke = _stroke(middle if middle.any() else wrong, random)
+            labels[ndimage.binary_dilation(stroke, np.ones((BRUSH_PX, BRUSH_PX))) & region] = value
     return labels
 
 

@@ -12,13 +12,13 @@ of the processor, because other programs run too.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from accuracy import DATA, SETS, THRESHOLDS, read
+from accuracy import SETS, images_of
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import peak_local_max
@@ -33,8 +33,8 @@ from napari_cellbrush.engine.model_file import find_model, read_model
 from napari_cellbrush.engine.object_blocks import blockwise_objects_from_probabilities
 from napari_cellbrush.engine.objects import objects_from_classes, objects_from_probabilities
 from napari_cellbrush.engine.outlines import outlines
-from napari_cellbrush.engine.planes import Planes
 
+THRESHOLDS = (0.5, 0.75)
 Way = Callable[[NDArray[np.float32]], NDArray[Any]]
 SMALLEST_PX = 16
 
@@ -84,12 +84,9 @@ def print_accuracy(arguments: argparse.Namespace) -> None:
     for name in arguments.sets:
         scores: dict[str, ObjectScores] = {}
         n_images = 0
-        for stem in json.loads((DATA / "splits.json").read_text())[name]["bench"]:
-            image, truth = read(name, "images", stem), read(name, "masks", stem)
-            if image.ndim != len(SETS[name]) or n_images == arguments.images:
-                continue
+        for _, planes, truth in islice(images_of(name, "bench"), arguments.images):
             n_images += 1
-            probabilities = segment_array(model, Planes(image, SETS[name], stem), "probabilities")
+            probabilities = segment_array(model, planes, "probabilities")
             for way, run in WAYS.items():
                 found = average_precision(run(probabilities), truth, THRESHOLDS)
                 scores[way] = scores[way] + found if way in scores else found

@@ -10,7 +10,14 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from napari_cellbrush.engine.metrics import average_precision, class_iou, iou_from_confusion, pixel_confusion
+from napari_cellbrush.engine.metrics import (
+    SegScore,
+    average_precision,
+    class_iou,
+    iou_from_confusion,
+    pixel_confusion,
+    seg_score,
+)
 from napari_cellbrush.errors import ImageError
 
 SHAPE = (7, 9)
@@ -137,3 +144,33 @@ def test_a_class_map_of_other_classes_is_refused() -> None:
         class_iou(np.full((2, 2), 3), np.ones((2, 2), int), 2)
     with pytest.raises(ImageError, match="shape"):
         class_iou(np.ones((2, 3), int), np.ones((2, 2), int), 2)
+
+
+def seg_by_sets(prediction: NDArray[np.int32], truth: NDArray[np.int32]) -> float:
+    """As the Cell Tracking Challenge describes it, object by object."""
+    scores = []
+    for t in set(truth[truth > 0].tolist()):
+        reference = truth == t
+        best = 0.0
+        for p in set(prediction[reference].tolist()) - {0}:
+            found = prediction == p
+            if (found & reference).sum() > 0.5 * reference.sum():
+                best = (found & reference).sum() / (found | reference).sum()
+        scores.append(best)
+    return float(np.mean(scores)) if scores else math.nan
+
+
+@settings(deadline=None)
+@given(arrays(np.int32, SHAPE, elements=st.integers(0, 4)),
+       arrays(np.int32, SHAPE, elements=st.sampled_from([0, 3, 9])))
+def test_seg_is_the_mean_over_true_objects_of_what_covers_most_of_them(prediction: NDArray[np.int32],
+                                                                      truth: NDArray[np.int32]) -> None:
+    assert seg_score(prediction, truth).mean == pytest.approx(seg_by_sets(prediction, truth), nan_ok=True)
+
+
+def test_half_an_object_is_not_found_and_images_are_added_by_objects() -> None:
+    truth = np.zeros((4, 8), np.uint8)
+    truth[:, :4], truth[:, 4:] = 1, 2
+    half = np.where(np.arange(8) < 2, 5, 0) * np.ones((4, 1), int)
+    assert seg_score(half, truth) == SegScore(0.0, 2)
+    assert (seg_score(truth, truth) + seg_score(half, truth)).mean == 0.5

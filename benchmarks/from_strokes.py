@@ -1,0 +1,225 @@
+"""How good a model tuned on few strokes is, beside what else could be done with the same strokes.
+
+    python benchmarks/from_strokes.py [--sets NAME...] [--strokes N...] [--rounds N] [--seeds N] [--arms ARM...]
+    python benchmarks/from_strokes.py --ablation [--sets NAME...] [--strokes N] [--seeds N]
+
+A simulated annotator paints N strokes per class on one or two training images; with ``--rounds`` it then looks at the
+answer and paints as many again on the largest errors, and everybody learns anew from all strokes. Mean intersection
+over union of the classes is measured on other images, with the spread over seeds. The arms:
+
+- ``forest``: a random forest on multi-scale filters, as ilastik and Labkit have;
+- ``cellbrush``: the bundled weights, tuned with the plugin's defaults;
+- ``scratch``: the same network from random weights;
+- ``full``: the bundled weights, tuned on the whole masks of the painted images: the ceiling;
+- ``untuned``: the bundled weights as they are, where they know the classes.
+
+``--ablation`` tunes with one ingredient of the recipe changed at a time, on the same strokes. Reads what
+``accuracy.py`` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from accuracy import STROKE_SETS, as_classes, read
+from annotator import correct, paint
+from numpy.typing import NDArray
+from random_forest import RandomForest
+
+from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, TrainingConfig, classes_from_names
+from napari_cellbrush.engine.device import choose_device
+from napari_cellbrush.engine.inference import segment_array
+from napari_cellbrush.engine.metrics import class_iou
+from napari_cellbrush.engine.model import Model, knows_all
+from napari_cellbrush.engine.model_file import find_model, read_model
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.training import scratch_model, train
+from napari_cellbrush.events import run_to_end
+
+ARMS = ("untuned", "forest", "cellbrush", "scratch", "full")
+#: What the recipe is without one of its ingredients, or with one more.
+ABLATION: dict[str, dict[str, Any]] = {
+    "the defaults": {},
+    "no elastic deformation": {"augmentation": {"elastic_sigma_px": 0}},
+    "no undeformed patches": {"augmentation": {"plain_share": 0}},
+    "no change of intensities": {"augmentation": {"gain": 0, "offset": 0, "gamma": 0, "noise": 0, "blur_px": 0}},
+    "no augmentation": {"augmentation": {"elastic_sigma_px": 0, "rotation_deg": 0, "flips": False, "scale_range": 0,
+                                         "gain": 0, "offset": 0, "gamma": 0, "noise": 0, "blur_px": 0}},
+    "no averaging": {"ema_decay": 0},
+    "no class balance": {"class_balance": False},
+    "no early stop, last weights": {"held_out_fraction": 0},
+    "dropout 0.3": {"dropout": 0.3},
+    "rate ÷ 3": {"learning_rate": 1e-4},
+    "rate × 3": {"learning_rate": 9e-4},
+    "border weights": {"border_weight": 10},
+    "cross-entropy and Dice": {"loss": "cross_entropy_dice"},
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set with its classes, the images that are painted and those that are measured."""
+
+    name: str
+    classes: tuple[ClassDefinition, ...]
+    painted: tuple[Planes, ...]
+    painted_truth: tuple[NDArray[np.uint8], ...]
+    measured: tuple[tuple[Planes, NDArray[np.uint8]], ...]
+
+
+def main() -> None:
+    """Print one table."""
+    arguments = _arguments()
+    base = read_model(find_model(arguments.model))
+    print(f"Model {base.card.name}, {base.card.n_steps} steps, {choose_device().description}, at most "
+          f"{arguments.minutes} min and {arguments.steps} steps\n", flush=True)
+    if arguments.ablation:
+        print_ablation(base, arguments)
+    else:
+        print_arms(base, arguments)
+
+
+def print_arms(base: Model, arguments: argparse.Namespace) -> None:
+    """Every arm on the same strokes, round by round."""
+    print("| set | strokes per class | labelled | " + " | ".join(f"{arm} | s" for arm in arguments.arms) + " |")
+    print("|" + "---|" * (3 + 2 * len(arguments.arms)))
+    for task in map(task_of, arguments.sets):
+        for n_strokes in arguments.strokes:
+            rows = defaultdict(list)
+            for seed in range(arguments.seeds):
+                for n_round, labelled, arms in rounds(base, task, n_strokes, seed, arguments):
+                    rows[n_round].append((labelled, arms))
+            for n_round, of_seeds in rows.items():
+                labelled = np.mean([share for share, _ in of_seeds])
+                cells = [_cell([arms[arm] for _, arms in of_seeds]) for arm in arguments.arms]
+                print(f"| {task.name} | {n_strokes * n_round} | {100 * labelled:.2f} % | {' | '.join(cells)} |",
+                      flush=True)
+
+
+def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argparse.Namespace
+           ) -> list[tuple[int, float, dict[str, tuple[float, float]]]]:
+    """Number of the round, labelled share, and each arm's score and seconds."""
+    random = np.random.default_rng(seed)
+    share = max(1, n_strokes // len(task.painted))
+    labels = [paint(truth, share, random) for truth in task.painted_truth]
+    done: list[tuple[int, float, dict[str, tuple[float, float]]]] = []
+    for n_round in range(1, arguments.rounds + 1):
+        arms, tuned = {}, base
+        for arm in arguments.arms:
+            began = time.perf_counter()
+            answer, model = learnt(arm, base, task, labels, seed, arguments)
+            arms[arm] = score(answer, task), time.perf_counter() - began
+            tuned = model if arm == "cellbrush" and model else tuned
+        fraction = sum(np.count_nonzero(part) for part in labels) / sum(part.size for part in labels)
+        done.append((n_round, fraction, arms))
+        if n_round < arguments.rounds:
+            labels = [correct(part, truth, segment_array(tuned, image), share, random)
+                      for part, truth, image in zip(labels, task.painted_truth, task.painted, strict=True)]
+    return done
+
+
+def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], seed: int,
+           arguments: argparse.Namespace) -> tuple[Any, Model | None]:
+    """A function from an image to its class map, None where the arm has no answer; and the model, if it is one."""
+    if arm == "forest":
+        forest = RandomForest(seed=seed).fit([_cyx(image) for image in task.painted], labels)
+        return lambda image: forest.predict(_cyx(image)), None
+    config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps)
+    if arm == "untuned":
+        model = base if knows_all(base, task.classes) else None
+    elif arm == "scratch":
+        model = tune(scratch_model(task.classes, task.painted[0].n_channels, config), task, labels, config)
+    else:
+        model = tune(base, task, task.painted_truth if arm == "full" else labels, config)
+    return (lambda image: segment_array(model, image)) if model else None, model
+
+
+def tune(base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], config: TrainingConfig) -> Model:
+    """The model that a click on the button gives."""
+    return run_to_end(train(base, task.painted, labels, config, classes=task.classes)).model
+
+
+def score(answer: Any, task: Task) -> float:
+    """Mean over the measured images of the classes' mean intersection over union."""
+    if answer is None:
+        return float("nan")
+    return float(np.mean([class_iou(answer(image), truth, len(task.classes)).mean for image, truth in task.measured]))
+
+
+def print_ablation(base: Model, arguments: argparse.Namespace) -> None:
+    """One row a change of the recipe: the score, and its difference to the defaults on the same strokes."""
+    n_strokes = arguments.strokes[0]
+    tasks = [task_of(name) for name in arguments.sets]
+    print(f"{n_strokes} strokes per class, {arguments.seeds} seeds\n")
+    print("| recipe | " + " | ".join(f"{task.name} | Δ" for task in tasks) + " |\n|" + "---|" * (1 + 2 * len(tasks)))
+    scores: dict[str, NDArray[np.float64]] = {}
+    for variant in arguments.variants:
+        scores[variant] = np.array([[_ablated(base, task, ABLATION[variant], n_strokes, seed, arguments)
+                                     for seed in range(arguments.seeds)] for task in tasks])
+        change = scores[variant] - scores[arguments.variants[0]]
+        cells = [f"{_spread(of)} | {_spread(delta, sign=True)}" for of, delta in
+                 zip(scores[variant], change, strict=True)]
+        print(f"| {variant} | {' | '.join(cells)} |", flush=True)
+
+
+def _ablated(base: Model, task: Task, change: dict[str, Any], n_strokes: int, seed: int,
+             arguments: argparse.Namespace) -> float:
+    random = np.random.default_rng(seed)
+    share = max(1, n_strokes // len(task.painted))
+    labels = [paint(truth, share, random) for truth in task.painted_truth]
+    config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps)
+    nested = {"augmentation": {**config.augmentation.model_dump(), **change.get("augmentation", {})}}
+    model = tune(base, task, labels, config.replace(**{**change, **nested}))
+    return score(lambda image: segment_array(model, image), task)
+
+
+def task_of(name: str) -> Task:
+    """Read a set."""
+    axes, painted, measured, kind = STROKE_SETS[name]
+    truths = tuple(as_classes(read(name, "masks", stem), kind) for stem in painted)
+    classes = DEFAULT_CLASSES
+    if name == "isbi2012":
+        classes = classes_from_names(["membrane", "cell"])
+    if name == "axondeepseg_sem":
+        classes = classes_from_names(["background", "myelin", "axon"])
+    return Task(name, classes, tuple(Planes(read(name, "images", stem), axes, stem) for stem in painted), truths,
+                tuple((Planes(read(name, "images", stem), axes, stem), as_classes(read(name, "masks", stem), kind))
+                      for stem in measured))
+
+
+def _cyx(image: Planes) -> NDArray[np.float32]:
+    return image.read((), slice(0, image.shape_yx[0]), slice(0, image.shape_yx[1]))
+
+
+def _cell(of_seeds: Sequence[tuple[float, float]]) -> str:
+    scores, seconds = np.array(of_seeds).T
+    return "– | –" if np.isnan(scores).all() else f"{_spread(scores)} | {seconds.mean():.0f}"
+
+
+def _spread(values: NDArray[np.float64], sign: bool = False) -> str:
+    return f"{values.mean():{'+' if sign else ''}.3f} ± {values.std():.3f}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="cells")
+    parser.add_argument("--sets", nargs="*", default=list(STROKE_SETS), choices=list(STROKE_SETS))
+    parser.add_argument("--strokes", nargs="*", type=int, default=[5, 20])
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--variants", nargs="*", default=list(ABLATION), choices=list(ABLATION))
+    parser.add_argument("--minutes", type=float, default=TrainingConfig().max_minutes)
+    parser.add_argument("--steps", type=int, default=TrainingConfig().max_steps)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
