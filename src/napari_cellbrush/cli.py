@@ -38,6 +38,7 @@ from napari_cellbrush.cli_progress import (
     tell,
     training_bar,
 )
+from napari_cellbrush.cli_sessions import add_session_actions, list_all
 from napari_cellbrush.config import (
     DEFAULT_CLASSES,
     DeviceName,
@@ -109,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
                                      "napari-cellbrush without a window.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"napari-cellbrush {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_train, _add_segment, _add_evaluate, _add_models, _add_demo):
+    for add in (_add_train, _add_segment, _add_evaluate, _add_models, _add_sessions, _add_demo):
         add(commands)
     return parser
 
@@ -185,6 +186,11 @@ def _add_models(commands: Any) -> None:
         action.add_argument("name", metavar="NAME")
     for action in (take, give):
         action.add_argument("file", type=Path, metavar="FILE")
+
+
+def _add_sessions(commands: Any) -> None:
+    command = _command(commands, "sessions", list_all, "Strokes that were saved by themselves.")
+    add_session_actions(command.add_subparsers(metavar="ACTION"))
 
 
 def _add_demo(commands: Any) -> None:

@@ -229,6 +229,15 @@ class InferenceConfig(Settings):
     objects: ObjectsConfig = Field(ObjectsConfig(), title="Objects")
 
 
+class AutosaveConfig(Settings):
+    """Whether strokes are saved by themselves, beside the files of the person."""
+
+    enabled: bool = _setting(True, "Save strokes by itself", "Keep a copy of strokes, classes and settings in the "
+                             "program's own folder, so that nothing is lost if the computer fails.", advanced=False)
+    interval_s: int = _setting(10, "Interval", "Seconds between two saves; nothing is written where nothing changed.",
+                               unit="s", advanced=False, ge=2, le=30)
+
+
 def load_config(path: Path) -> TrainingConfig:
     """Read training settings from a JSON or TOML file; what is not named keeps its default.
 

@@ -44,6 +44,10 @@ class ModelFileError(ModelError):
     """A model file that is missing, damaged, hostile or from a newer version."""
 
 
+class SessionFileError(CellbrushError):
+    """Saved work that is missing, damaged, hostile, from a newer version, or that could not be written."""
+
+
 class ExportError(CellbrushError):
     """A file that could not be written, or that would lose information."""
 

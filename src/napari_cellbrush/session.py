@@ -29,6 +29,7 @@ from napari_cellbrush.events import TrainingEvent, TrainingStarted
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.model_file import ModelEntry
+    from napari_cellbrush.engine.session_folder import SavedSession
     from napari_cellbrush.engine.training import Ended
 
 Scope = Literal["view", "slice", "layer", "all"]
@@ -124,6 +125,39 @@ class Run:
         self.changed.emit()
 
 
+class Keeping:
+    """What is saved of the work by itself, and what was found from before."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        #: Sessions of each image that can be taken up again, the likeliest first.
+        self.found: dict[str, tuple[SavedSession, ...]] = {}
+        #: Whether one of them is being read.
+        self.restoring = False
+        #: When strokes were saved last; empty if they never were.
+        self.saved = ""
+        #: A problem that the person should know of.
+        self.notice = Notice()
+
+    def set_found(self, image_key: str, sessions: Sequence[SavedSession]) -> None:
+        """Tell what can be taken up again."""
+        if self.found.get(image_key) != tuple(sessions):
+            self.found[image_key] = tuple(sessions)
+            self.changed.emit()
+
+    def set_restoring(self, restoring: bool) -> None:
+        """Tell that a session is being read, or no longer."""
+        self.restoring = restoring
+        self.changed.emit()
+
+    def tell(self, saved: str, notice: Notice) -> None:
+        """Tell how the last save went."""
+        if (saved, notice) != (self.saved, self.notice):
+            self.saved, self.notice = saved, notice
+            self.changed.emit()
+
+
 @dataclass(frozen=True)
 class TunedModel:
     """What came out of the last fine-tuning."""
@@ -201,6 +235,7 @@ class Session:
         self.models: tuple[ModelEntry, ...] | None = None
         self.base = SCRATCH
         self.model = ""
+        self._preferred: tuple[str, str] | None = None
         self.tuned: TunedModel | None = None
         self.device_text = ""
         self.device_note = ""
@@ -212,6 +247,7 @@ class Session:
         self.training = Run()
         self.segmentation = Run()
         self.export = Run()
+        self.keeping = Keeping()
         self.training_events: list[TrainingEvent] = []
 
     # ------------------------------------------------------------------------------------------ images
@@ -391,6 +427,9 @@ class Session:
             self.base = default or SCRATCH
         if self.model not in names:
             self.model = default or (names[0] if names else "")
+        if self._preferred is not None:
+            preferred, self._preferred = self._preferred, None
+            self.prefer_models(*preferred)
         self.models_changed.emit()
 
     def choose_base(self, name: str) -> None:
@@ -408,6 +447,16 @@ class Session:
         if name != self.model:
             self.model = name
             self.models_changed.emit()
+
+    def prefer_models(self, base: str, model: str) -> None:
+        """Use models of an earlier session; before anybody looked, they are looked for first."""
+        if self.models is None:
+            self._preferred = (base, model)
+            return
+        names = {entry.name for entry in self.models}
+        self.base = base if base in names | {SCRATCH} else self.base
+        self.model = model if model in names else self.model
+        self.models_changed.emit()
 
     def find_model(self, name: str) -> ModelEntry | None:
         """The library's model of this name."""
@@ -437,6 +486,11 @@ class Session:
         self.device_changed.emit()
 
     # ------------------------------------------------------------------------------------------- runs
+
+    def set_settings(self, training: TrainingConfig, inference: InferenceConfig) -> None:
+        """Use the settings of an earlier session."""
+        self.training_config, self.inference_config = training, inference
+        self.options_changed.emit()
 
     def set_options(self, **changes: Any) -> None:
         """Change some of :class:`Options`."""

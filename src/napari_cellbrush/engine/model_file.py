@@ -10,7 +10,6 @@ its file.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import unicodedata
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -27,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from napari_cellbrush.engine.atomic import free_path, written_whole
+from napari_cellbrush.engine.home import home_folder
 from napari_cellbrush.engine.model import Model, ModelCard, build_network
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import ModelError, ModelFileError
@@ -232,9 +231,8 @@ def _damaged(file_name: str, why: str) -> ModelFileError:
 
 
 def library_folder() -> Path:
-    """The user's models; ``CELLBRUSH_HOME`` overrides where the user's data live. The folder may not exist yet."""
-    home = os.environ.get("CELLBRUSH_HOME") or platformdirs.user_data_dir("napari-cellbrush", appauthor=False)
-    return Path(home) / "models"
+    """The user's models. The folder may not exist yet."""
+    return home_folder() / "models"
 
 
 def list_models() -> list[ModelEntry]:

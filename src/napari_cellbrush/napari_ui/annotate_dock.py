@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from qtpy.QtCore import QSignalBlocker, Qt, Signal
@@ -22,6 +23,7 @@ from qtpy.QtWidgets import (
 
 from napari_cellbrush.config import LabelKind
 from napari_cellbrush.errors import CellbrushError
+from napari_cellbrush.napari_ui.autosaving_bar import RecoveryBar
 from napari_cellbrush.napari_ui.class_table import ClassTable
 from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, side_by_side, wrapped_label
 from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
@@ -46,6 +48,8 @@ class AnnotateDock(Dock):
         self.row(form, "Image", self.image)
         self.row(form, "Axes", self.axes)
         self.row(form, "", self.axes_words)
+        self.recovery = RecoveryBar()
+        self.column.addWidget(self.recovery)
         self.new = QPushButton("New annotation")
         self.take_over = QPushButton("From labels…")
         self.take_over.setToolTip("Start from a copy of a labels layer: painted classes, or objects (instance masks)")
@@ -61,6 +65,8 @@ class AnnotateDock(Dock):
         self._build_brush()
         self.notice = NoticeLabel()
         self.column.addWidget(self.notice)
+        self.saved = NoticeLabel()
+        self.column.addWidget(self.saved)
         self.column.addWidget(wrapped_label(_HOW_IT_WORKS))
 
     def _build_brush(self) -> None:
@@ -101,6 +107,9 @@ class AnnotateDock(Dock):
         self.listen(session.painted_changed, self._refresh_table)
         self.listen(session.brush_changed, self._refresh_brush)
         self.listen(session.taking_over.changed, self._refresh_taking_over)
+        self.listen(session.keeping.changed, self._refresh_keeping)
+        self.recovery.restoreRequested.connect(lambda: self._keep(self.bench.autosaving.restore))
+        self.recovery.discardRequested.connect(lambda: self._keep(self.bench.autosaving.discard))
 
     # ---------------------------------------------------------------------------------------------- showing
 
@@ -116,6 +125,15 @@ class AnnotateDock(Dock):
         self._refresh_taking_over()
         self._refresh_classes()
         self._refresh_brush()
+        self._refresh_keeping()
+
+    def _refresh_keeping(self) -> None:
+        session, keeping = self.session, self.session.keeping
+        found = keeping.found.get(session.image.key, ()) if session.image else ()
+        self.recovery.setValue(found[0] if found else None, session.image.name if session.image else "",
+                               keeping.restoring)
+        self.saved.setValue(keeping.notice if keeping.notice.text else Notice(
+            f"Strokes saved at {keeping.saved}." if keeping.saved else ""))
 
     def _refresh_table(self) -> None:
         session = self.session
@@ -159,6 +177,10 @@ class AnnotateDock(Dock):
         except CellbrushError as error:
             self._refresh()
             self.notice.setValue(Notice(str(error), "warning"))
+
+    def _keep(self, action: Callable[[str], None]) -> None:
+        if self.session.image is not None:
+            action(self.session.image.key)
 
     def _change(self, position: int, **changes: Any) -> None:
         self._try(self.session.change_class, position, **changes)

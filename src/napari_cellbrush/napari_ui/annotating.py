@@ -74,6 +74,19 @@ class Annotating(QObject):
             empty = np.zeros(layers.labels_shape(image.axes, image.shape), np.uint8)
         return self._start(image, layers.in_engine_order(empty, axes))
 
+    def replace(self, image_key: str, strokes: NDArray[np.uint8]) -> None:
+        """Make an annotation layer of strokes, stack axes + YX; the one that the image had is hidden.
+
+        Raises
+        ------
+        AnnotationError
+            If the image was removed, or nobody knows its axes.
+        """
+        image, replaced = self._image(image_key), self.layer_of(image_key)
+        self._start(image, strokes)
+        if replaced is not None:
+            replaced.visible = False
+
     def take_over(self, labels_key: str, image_key: str, kind: LabelKind) -> None:
         """Make an annotation layer from a copy of another labels layer, which is hidden then.
 
@@ -157,14 +170,14 @@ class Annotating(QObject):
     def _finish_taking_over(self, task: runs.TakeOverTask, labels_key: str, image: ImageEntry,
                             strokes: NDArray[np.uint8]) -> None:
         self._job = None
-        found, replaced = self._session.find_image(image.key), self.layer_of(image.key)
+        found = self._session.find_image(image.key)
         if found is None or found.axes != image.axes or self._session.classes != task.classes:
             self._run.end(f"'{image.name}' or its classes changed meanwhile. Take the labels over once more.", "error")
             return
-        self._start(found, strokes)
-        for layer in (self._book.layer(labels_key), replaced):
-            if layer is not None:
-                layer.visible = False
+        self.replace(found.key, strokes)
+        source = self._book.layer(labels_key)
+        if source is not None:
+            source.visible = False
         self._run.end("")
 
     # -------------------------------------------------------------------------------------------- making layers

@@ -85,6 +85,11 @@ def in_engine_order(labels: NDArray[Any], axes: str) -> NDArray[Any]:
     return labels.squeeze(position).transpose([i - (i > position) for i in order])
 
 
+def box_in_engine_order(box: tuple[slice, ...], axes: str) -> tuple[slice, ...]:
+    """The box of a layer's array in the order of :func:`in_engine_order`."""
+    return tuple(box[axes.index(letter)] for letter in (*(a for a in axes if a in "TZ"), "Y", "X"))
+
+
 def in_layer_order(labels: NDArray[Any], axes: str) -> NDArray[Any]:
     """The opposite of :func:`in_engine_order`."""
     stack = [letter for letter in axes if letter in "TZ"]

@@ -16,6 +16,7 @@ from napari_cellbrush.config import DeviceName
 from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui import runs
 from napari_cellbrush.napari_ui.annotating import Annotating
+from napari_cellbrush.napari_ui.autosaving import Autosaving
 from napari_cellbrush.napari_ui.exporting import Exporting
 from napari_cellbrush.napari_ui.fine_tuning import FineTuning
 from napari_cellbrush.napari_ui.layer_book import LayerBook
@@ -60,6 +61,7 @@ class Workbench(QObject):
         self.segmenting = Segmenting(self)
         self.fine_tuning = FineTuning(self)
         self.exporting = Exporting(self)
+        self.autosaving = Autosaving(self)
         viewer.layers.events.removing.connect(self._on_layer_removing)
         self.session.options_changed.connect(self._on_options_changed)
         if window is not None:
@@ -69,10 +71,10 @@ class Workbench(QObject):
         if application is not None:
             application.aboutToQuit.connect(self.close)
 
-    def job(self, work: Work, doing: str, *, exclusive: bool = True) -> Job:
+    def job(self, work: Work, doing: str, *, exclusive: bool = True, to_the_end: bool = False) -> Job:
         """A job whose thread ends with the window."""
         self._threads[:] = [thread for thread in self._threads if not thread.ended]
-        job = Job(work, doing, exclusive=exclusive, parent=self)
+        job = Job(work, doing, exclusive=exclusive, to_the_end=to_the_end, parent=self)
         self._threads.append(job.thread_side)
         return job
 
@@ -115,6 +117,7 @@ class Workbench(QObject):
     def close(self) -> None:
         """Stop everything."""
         self._closed = True
+        self.autosaving.close()
         close_all(self._threads)
         self.annotating.close()
         self.book.close()

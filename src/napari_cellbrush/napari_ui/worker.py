@@ -48,13 +48,14 @@ class _Outcome:
 class WorkThread:
     """The thread's side of a job; plain Python, so it may outlive every window."""
 
-    def __init__(self, work: Work, doing: str, exclusive: bool) -> None:
+    def __init__(self, work: Work, doing: str, exclusive: bool, to_the_end: bool = False) -> None:
         self.stop = StopToken()
         self.outcome: _Outcome | None = None
         self._events: queue.Queue[Any] = queue.Queue(QUEUE_LENGTH)
         self._work = work
         self._doing = doing
         self._exclusive = exclusive
+        self._to_the_end = to_the_end
         self._abandoned = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"cellbrush: {doing}", daemon=True)
 
@@ -113,7 +114,7 @@ class WorkThread:
     def _drive(self, work: Work) -> Any:
         generator = work(self.stop)
         try:
-            while not self._abandoned.is_set():
+            while self._to_the_end or not self._abandoned.is_set():
                 self._post(next(generator))
         except StopIteration as end:
             return end.value
@@ -141,6 +142,8 @@ class Job(QObject):
         What it does, for messages: "fine-tuning".
     exclusive
         Whether it computes on the device, which only one job at a time may do.
+    to_the_end
+        Whether it goes on when its window closes, which waits for it as long as for others.
     parent
         Qt parent; a job dies with it.
     """
@@ -156,9 +159,10 @@ class Job(QObject):
     #: It raised; a :class:`~napari_cellbrush.errors.CellbrushError` with a sentence for the person.
     failed = Signal(object)
 
-    def __init__(self, work: Work, doing: str, *, exclusive: bool = False, parent: QObject | None = None) -> None:
+    def __init__(self, work: Work, doing: str, *, exclusive: bool = False, to_the_end: bool = False,
+                 parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self.thread_side = WorkThread(work, doing, exclusive)
+        self.thread_side = WorkThread(work, doing, exclusive, to_the_end)
         self._waiting: list[Any] = []
         self._timer = QTimer(self)
         self._timer.setInterval(DRAIN_MS)

@@ -1,0 +1,42 @@
+"""The bar that offers what was saved of an image."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QFrame, QPushButton, QVBoxLayout, QWidget
+
+from napari_cellbrush.engine.session_folder import SavedSession
+from napari_cellbrush.napari_ui.autosaving import in_words
+from napari_cellbrush.napari_ui.controls import side_by_side, wrapped_label
+
+
+class RecoveryBar(QFrame):
+    """A sentence about saved strokes, with a button to restore and one to discard them."""
+
+    restoreRequested = Signal()
+    discardRequested = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setFrameShape(QFrame.Shape.StyledPanel)
+        self.text = wrapped_label()
+        self.restore = QPushButton("Restore")
+        self.discard = QPushButton("Discard")
+        self.restore.setToolTip("Take up strokes, classes and settings as they were saved")
+        self.discard.setToolTip("Do not offer these strokes again; their files are kept for a while")
+        layout = QVBoxLayout(self)
+        layout.addWidget(self.text)
+        layout.addLayout(side_by_side(self.restore, self.discard))
+        self.restore.clicked.connect(self.restoreRequested)
+        self.discard.clicked.connect(self.discardRequested)
+
+    def setValue(self, found: SavedSession | None, image_name: str, restoring: bool) -> None:
+        """Show the session that was found; takes no space where there is none."""
+        self.setVisible(found is not None)
+        for button in (self.restore, self.discard):
+            button.setEnabled(not restoring)
+        if found is not None:
+            saved = found.card
+            of = "" if saved.image.name == image_name else f" on '{saved.image.name}'"
+            self.text.setText("Restoring strokes…" if restoring else
+                              f"Strokes of {in_words(saved.saved_at)}{of} found.")
