@@ -2,22 +2,27 @@
 
     python benchmarks/objects.py accuracy [--model NAME|FILE] [--sets NAME...] [--images N]
     python benchmarks/objects.py speed [--size PX] [--rounds N]
+    python benchmarks/objects.py memory [--size PX]
 
 Accuracy reads ``$CELLBRUSH_DATA`` as ``accuracy.py`` does, ``bench`` images alone, and prints average precision
 TP / (TP + FP + FN) over all objects of a set, at intersections over union of 0.5 and 0.75. Every way gets the same
 probabilities. Speed works on round cells in rows with noise, 3,025 of them for the default size; seconds are those
-of the processor, because other programs run too.
+of the processor, because other programs run too. Memory is the most that the process ever held, on probabilities and
+ids in files, of an image of 10,000 × 10,000 px unless told otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
+import tempfile
 import time
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
+import zarr
 from accuracy import SETS, images_of
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -31,7 +36,7 @@ from napari_cellbrush.engine.measure import measure_objects
 from napari_cellbrush.engine.metrics import ObjectScores, average_precision
 from napari_cellbrush.engine.model_file import find_model, read_model
 from napari_cellbrush.engine.object_blocks import blockwise_objects_from_probabilities
-from napari_cellbrush.engine.objects import objects_from_classes, objects_from_probabilities
+from napari_cellbrush.engine.objects import as_bytes, objects_from_classes, objects_from_probabilities
 from napari_cellbrush.engine.outlines import outlines
 
 THRESHOLDS = (0.5, 0.75)
@@ -41,15 +46,17 @@ SMALLEST_PX = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["accuracy", "speed"])
+    parser.add_argument("task", choices=["accuracy", "speed", "memory"])
     parser.add_argument("--model", default="cells")
     parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--images", type=int, default=5)
-    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--size", type=int, help="side of the image; 2048, and 10000 for memory")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.task == "speed":
-        print_speed(arguments.size, arguments.rounds)
+        print_speed(arguments.size or 2048, arguments.rounds)
+    elif arguments.task == "memory":
+        print_memory(arguments.size or 10_000)
     else:
         print_accuracy(arguments)
 
@@ -129,6 +136,28 @@ def print_speed(size: int, rounds: int) -> None:
             job()
             seconds.append(time.process_time() - began)
         print(f"| {name} | {np.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) |", flush=True)
+
+
+def print_memory(size: int) -> None:
+    before = _most_held()
+    pattern = as_bytes(rows_of_cells(1024))
+    with tempfile.TemporaryDirectory() as folder:
+        probabilities = zarr.create_array(f"{folder}/probabilities.zarr", shape=(3, size, size), chunks=(3, 1024, 1024),
+                                          dtype=np.uint8)
+        for top, left in product(range(0, size, 1024), repeat=2):
+            probabilities[:, top : top + 1024, left : left + 1024] = pattern[:, : size - top, : size - left]
+        ids = zarr.create_array(f"{folder}/ids.zarr", shape=(size, size), chunks=(1024, 1024), dtype=np.uint32)
+        began = time.process_time()
+        blockwise_objects_from_probabilities(probabilities, DEFAULT_CLASSES, out=ids)
+        seconds = time.process_time() - began
+        n_objects = max(int(ids[top : top + 1024].max()) for top in range(0, size, 1024))
+    print(f"{size} × {size} px, {n_objects:,} objects: {seconds:.0f} s of one core; at most {_most_held():.2f} GB "
+          f"held, of which {before:.2f} GB before anything was computed")
+
+
+def _most_held() -> float:
+    """GB of memory that this process held at its peak."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 if __name__ == "__main__":
