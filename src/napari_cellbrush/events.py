@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,31 @@ class StopToken:
     def stopped(self) -> bool:
         """Whether somebody asked."""
         return self._event.is_set()
+
+
+class PauseToken:
+    """A thread-safe wish to compute nothing for a while, as long as somebody draws; looked at between two steps."""
+
+    def __init__(self) -> None:
+        self._free = threading.Event()
+        self._free.set()
+
+    def hold(self) -> None:
+        """Ask the run that holds this token to wait."""
+        self._free.clear()
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._free.set()
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody asked."""
+        return not self._free.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until released, at most so long; whether it is free now."""
+        return self._free.wait(seconds)
 
 
 @dataclass(frozen=True)
@@ -116,6 +141,76 @@ class TrainingNote:
 
 
 TrainingEvent = BaseScoring | TrainingStarted | TrainingStep | ValidationScored | TrainingResumed | TrainingNote
+
+
+@dataclass(frozen=True)
+class StrokesTaken:
+    """The newest strokes are learnt from now."""
+
+    #: What :meth:`.continuous.StrokeInbox.put` gave for them.
+    generation: int
+    n_training_pixels: int
+    n_held_out_pixels: int
+    #: Why no score is possible yet, as a sentence; empty where there will be one.
+    no_score_reason: str
+    #: Whether strokes were taken back: everything learnt so far is forgotten.
+    restarted: bool
+
+
+@dataclass(frozen=True)
+class NothingToLearn:
+    """The newest strokes cannot be learnt from; the run waits for others."""
+
+    generation: int
+    #: A sentence.
+    reason: str
+
+
+@dataclass(frozen=True)
+class ContinuousStep:
+    """One optimiser step of a run without an end."""
+
+    generation: int
+    #: Since the base.
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class ContinuousScored:
+    """The present weights, measured on the held-out strokes of this generation."""
+
+    generation: int
+    step: int
+    score: float
+    #: Where the score of other strokes would lie, 95 %; None where too few strokes are held out.
+    interval: tuple[float, float] | None
+    #: Of the best weights so far, and of the base, on the same strokes; None where there are none.
+    best_score: float | None
+    base_score: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Improved:
+    """Weights that score better on the held-out strokes than the base and than any before them."""
+
+    generation: int
+    step: int
+    #: An :class:`.engine.model.Model` of its own.
+    model: Any
+    score: float
+    interval: tuple[float, float] | None
+    base_score: float | None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """More steps bring nothing; the run rests until strokes change."""
+
+    generation: int
+
+
+ContinuousEvent = StrokesTaken | NothingToLearn | ContinuousStep | ContinuousScored | Improved | Settled
 
 
 @dataclass(frozen=True)

@@ -388,6 +388,73 @@ def hold_out(annotation: Annotation, fraction: float, seed: int) -> Split:
     return Split(annotation, None, _too_few(annotation, groups.strokes_per_class))
 
 
+class GrowingHoldOut:
+    """Holds strokes out while more and more are painted: what was once learnt from is never scored on.
+
+    Strokes held out stay so, and a share of the new ones joins them, each class for itself and before a score is
+    possible: otherwise all early strokes would be used up. Where a new stroke touches one that was learnt from, it is
+    learnt from too.
+
+    Parameters
+    ----------
+    fraction
+        Wanted share of each class's pixels to hold out, in [0, 1).
+    seed
+        The same seed and the same strokes in the same order hold out the same.
+    """
+
+    def __init__(self, fraction: float, seed: int) -> None:
+        self._fraction = fraction
+        self._seed = seed
+        self.forget()
+
+    def forget(self) -> None:
+        """Start over: nothing was learnt yet."""
+        self._before: dict[tuple[int, tuple[int, ...]], NDArray[np.uint8]] = {}
+        self._reserved: dict[tuple[int, tuple[int, ...]], NDArray[np.bool_]] = {}
+
+    def takes_back(self, annotation: Annotation) -> bool:
+        """Whether a pixel that was learnt from is unlabelled now, or of another class."""
+        now = {(plane.image, plane.index): plane.labels for plane in annotation.planes}
+        for place, before in self._before.items():
+            learnt = (before > 0) & ~self._reserved[place]
+            if (now.get(place, np.zeros_like(before))[learnt] != before[learnt]).any():
+                return True
+        return False
+
+    def split(self, annotation: Annotation) -> Split:
+        """Divide all strokes painted so far; those in ``train`` count as learnt from.
+
+        Without a fair score as yet, ``validation`` is None, and strokes may be held out all the same.
+        """
+        if self._fraction <= 0:
+            return Split(annotation, None, "The settings hold no strokes out, so there is no score.")
+        groups = _Groups(annotation, _BLOCKS_PX[-1])
+        held = self._held_groups(annotation, groups)
+        split = _divided(annotation, groups, held)
+        in_held = [held[groups.group_of_piece][pieces] for pieces in groups.maps]
+        for plane, mask in zip(annotation.planes, in_held, strict=True):
+            self._before[plane.image, plane.index] = plane.labels.copy()
+            self._reserved[plane.image, plane.index] = mask
+        if split.validation and _painted(split.validation) == _painted(annotation) == _painted(split.train):
+            return split
+        return Split(split.train, None, _too_few(annotation, groups.strokes_per_class))
+
+    def _held_groups(self, annotation: Annotation, groups: _Groups) -> NDArray[np.bool_]:
+        learnt, held = (np.zeros(len(groups.pixels), bool) for _ in range(2))
+        for plane, pieces in zip(annotation.planes, groups.maps, strict=True):
+            before = self._before.get((plane.image, plane.index))
+            if before is not None:
+                reserved = self._reserved[plane.image, plane.index]
+                learnt[groups.group_of_piece[pieces[(before > 0) & ~reserved]]] = True
+                held[groups.group_of_piece[pieces[reserved & (plane.labels > 0)]]] = True
+        held &= ~learnt
+        held[0] = False
+        candidates = np.flatnonzero(groups.safe_pixels.any(axis=1) & ~learnt & ~held)
+        order = np.random.default_rng(self._seed).permutation(candidates)
+        return _one_choice(groups, order, self._fraction, held)[0]
+
+
 def _painted(annotation: Annotation) -> set[int]:
     return {number for number, count in enumerate(annotation.pixels_per_class) if count}
 
@@ -522,16 +589,17 @@ def _choices(groups: _Groups, fraction: float, seed: int) -> list[NDArray[np.boo
     return [held for _, _, held in sorted(rated, key=lambda entry: entry[:2])[:3]]
 
 
-def _one_choice(groups: _Groups, order: NDArray[np.intp],
-                fraction: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _one_choice(groups: _Groups, order: NDArray[np.intp], fraction: float,
+                held: NDArray[np.bool_] | None = None) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Hold groups out in the given order while that brings the shares closer to the wanted ones.
 
-    Each class keeps enough groups to train on, and gets a first one however large it is.
+    Those ``held`` already stay so. Each class keeps enough groups to train on, and gets a first one however large it
+    is.
     """
     shares = groups.safe_pixels / np.maximum(groups.pixels.sum(axis=0), 1)
-    held = np.zeros(len(shares), bool)
-    share = np.zeros(shares.shape[1])
-    left = groups.strokes_per_class
+    held = np.zeros(len(shares), bool) if held is None else held.copy()
+    share = shares[held].sum(axis=0)
+    left = groups.strokes_per_class - np.count_nonzero(groups.pixels[held], axis=0)
     present = left > 0
     for group in order:
         has = groups.pixels[group] > 0

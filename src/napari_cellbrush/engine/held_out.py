@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,17 +12,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from napari_cellbrush.config import TrainingConfig
 from napari_cellbrush.engine.annotation import Annotation, LabelledPlane
-from napari_cellbrush.engine.device import autocast
+from napari_cellbrush.engine.device import Device, autocast
 from napari_cellbrush.engine.geometry import UNetGeometry
-from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.metrics import iou_from_confusion
 from napari_cellbrush.engine.model import class_logits
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.tiling import Tile, plan_tiles
 from napari_cellbrush.engine.unet import UNet
-from napari_cellbrush.events import StopToken
 
 #: Tiles of held-out strokes scored at a time; enough for a stable score, few enough to stay fast on dense labels.
 _MAX_SCORED_TILES = 24
@@ -43,6 +43,14 @@ class HeldOutScore:
     interval: tuple[float, float] | None = None
 
 
+class Interruption(Protocol):
+    """Whoever may want a score to be given up, as a :class:`~napari_cellbrush.events.StopToken` may."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is to be given up."""
+
+
 @dataclass(frozen=True, eq=False)
 class _CutTile:
     #: 1CHW, normalised.
@@ -60,21 +68,26 @@ class HeldOut:
     ----------
     images, annotation
         At the network's scale.
-    learner
-        Whose networks are scored, in its precision and on its device.
+    config, network, device
+        How large tiles are, which shape the networks to score have, and where and how precisely they compute.
+    max_tiles
+        Of all tiles with strokes, at most so many are looked at, drawn at random.
     """
 
-    def __init__(self, images: Sequence[Resampled], annotation: Annotation, learner: Learner) -> None:
-        self._learner = learner
+    def __init__(self, images: Sequence[Resampled], annotation: Annotation, config: TrainingConfig, network: UNet,
+                 device: Device, max_tiles: int = _MAX_SCORED_TILES) -> None:
+        self._config = config
+        self._device = device
+        self._margin = network.geometry.margin
         self._n_classes = annotation.n_classes
-        geometry = learner.network.geometry
-        size = geometry.input_size_at_least(learner.config.patch_size_px)
+        geometry = network.geometry
+        size = geometry.input_size_at_least(config.patch_size_px)
         tiles, n_strokes = [], 0
         for plane in annotation.planes:
             strokes, n = ndimage.label(plane.labels > 0, _EIGHT_NEIGHBOURS)
             tiles += [(plane, strokes + (n_strokes - 1), tile) for tile in _labelled_tiles(plane, geometry, size)]
             n_strokes += n
-        order = np.random.default_rng(learner.config.seed).permutation(len(tiles))[:_MAX_SCORED_TILES]
+        order = np.random.default_rng(config.seed).permutation(len(tiles))[:max_tiles]
         self._tiles = [self._cut(images, *tiles[position]) for position in sorted(order)]
         self._n_strokes = n_strokes
 
@@ -82,8 +95,7 @@ class HeldOut:
              tile: Tile) -> _CutTile:
         raw = images[plane.image].read_mirrored(plane.index, tile.top, tile.left, tile.height, tile.width)
         image = torch.from_numpy(images[plane.image].normalisation().apply(raw))[None]
-        margin = self._learner.network.geometry.margin
-        shape = (tile.height - 2 * margin, tile.width - 2 * margin)
+        shape = (tile.height - 2 * self._margin, tile.width - 2 * self._margin)
         labels, numbers = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for whole, part in ((plane.labels, labels), (strokes, numbers)):
             found = whole[tile.rows, tile.columns]
@@ -96,12 +108,12 @@ class HeldOut:
         return len(self._tiles)
 
     @torch.inference_mode()
-    def score(self, network: UNet, stop: StopToken) -> HeldOutScore | None:
+    def score(self, network: UNet, stop: Interruption) -> HeldOutScore | None:
         """Measure a network over the held-out labelled pixels.
 
         None if stopped: whoever stops wants the window back, and part of the tiles compares with nothing.
         """
-        device, config, k = self._learner.device, self._learner.config, self._n_classes
+        device, k = self._device, self._n_classes
         counts = np.zeros(self._n_strokes * k * k, np.int64)
         losses, weights = [], []
         for tile in self._tiles:
@@ -109,7 +121,7 @@ class HeldOut:
                 return None
             with autocast(device):
                 logits = class_logits(network(tile.image.to(device.torch_device))).float().cpu()
-            losses.append(float(segmentation_loss(logits, tile.labels, "cross_entropy", config.class_balance)))
+            losses.append(float(segmentation_loss(logits, tile.labels, "cross_entropy", self._config.class_balance)))
             labelled = tile.labels[0].numpy() > 0
             weights.append(int(labelled.sum()))
             true, said = tile.labels[0].numpy()[labelled] - 1, logits.argmax(1)[0].numpy()[labelled]

@@ -50,6 +50,11 @@ class Learner:
         self._n_steps = 0
 
     @property
+    def n_steps(self) -> int:
+        """Steps made so far."""
+        return self._n_steps
+
+    @property
     def learning_rate(self) -> float:
         """Of the next step."""
         return float(self._schedule.get_last_lr()[0])
@@ -88,6 +93,10 @@ class Learner:
     def expect(self, n_steps: float) -> None:
         """How many steps there will be: fewer than planned, if the time is short. The rate then falls sooner."""
         self._n_expected = min(self.config.max_steps, n_steps)
+
+    def expect_no_end(self) -> None:
+        """Keep the rate as it is after the warm-up; the average of the weights stands in for its fall."""
+        self._n_expected = math.inf
 
     def state(self) -> PartState:
         """Weights, averages, moments of the optimiser, and where the schedule is."""

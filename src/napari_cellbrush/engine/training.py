@@ -177,7 +177,7 @@ def _train(
     began = time.perf_counter()
     annotation = collect_annotation(images, labels, classes)
     split = hold_out(annotation, config.held_out_fraction, config.seed)
-    start = with_dropout(with_classes(base.for_channels(_n_channels(images)), classes, config.seed), config.dropout)
+    start = with_dropout(with_classes(base.for_channels(n_channels(images)), classes, config.seed), config.dropout)
     origin = _origin(base, images, annotation, classes, config, device) if state_file else {}
     kept, note = _kept_state(state_file, origin)
     course = _Course()
@@ -191,7 +191,8 @@ def _train(
     sources = [Resampled(image, scale) for image in images]
     learner = Learner(start, config, device)
     patches = Patches(sources, rescaled(split.train, scale), classes, config, start.network, device)
-    held_out = HeldOut(sources, rescaled(split.validation, scale), learner) if split.validation else None
+    held_out = HeldOut(sources, rescaled(split.validation, scale), config, start.network, device) \
+        if split.validation else None
     best = _Best(learner.averaged)
 
     if kept:
@@ -246,15 +247,8 @@ def _train(
             yield TrainingNote(str(problem))
 
     score = best.score if best.network else None
-    labelled = dict(zip((c.name for c in classes), annotation.pixels_per_class, strict=True))
-    card = start.card.replace(
-        name=name or f"{base.card.name} tuned", training=config.model_dump(), base_name=base.card.name,
-        base_hash=base.weights_hash, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(),
-        # Where nobody could tell a diameter, the model learnt at the images' own scale, and works at that.
-        diameter_px=base.card.diameter_px if course.diameter_px else None, image_diameter_px=course.diameter_px,
-        n_steps=base.card.n_steps + course.step, labelled_pixels=labelled, base_score=course.base_score, score=score,
-        description="")
-    model = Model(_on_cpu(best.network or learner.averaged, card), card)
+    model = tuned_model(best.network or learner.averaged, start, base, annotation, config, name=name,
+                        diameter_px=course.diameter_px, n_steps=course.step, base_score=course.base_score, score=score)
     learner.release()
     improved = score is None or course.base_score is None or score >= course.base_score
     no_score = split.reason if split.reason or score is not None else "The training was stopped before its first score."
@@ -297,7 +291,39 @@ def _origin(base: Model, images: Sequence[Planes], annotation: Annotation, class
             "the device": f"{device.kind} {device.precision}"}
 
 
-def _n_channels(images: Sequence[Planes]) -> int:
+def tuned_model(
+    network: UNet,
+    start: Model,
+    base: Model,
+    annotation: Annotation,
+    config: TrainingConfig,
+    *,
+    name: str,
+    diameter_px: float | None,
+    n_steps: int,
+    base_score: float | None,
+    score: float | None,
+) -> Model:
+    """A copy of weights that were tuned from ``start``, on the CPU, with the card that says how."""
+    labelled = dict(zip((c.name for c in start.card.classes), annotation.pixels_per_class, strict=True))
+    card = start.card.replace(
+        name=name or f"{base.card.name} tuned", training=config.model_dump(), base_name=base.card.name,
+        base_hash=base.weights_hash, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(),
+        # Where nobody could tell a diameter, the model learnt at the images' own scale, and works at that.
+        diameter_px=base.card.diameter_px if diameter_px else None, image_diameter_px=diameter_px,
+        n_steps=base.card.n_steps + n_steps, labelled_pixels=labelled, base_score=base_score, score=score,
+        description="")
+    return Model(_on_cpu(network, card), card)
+
+
+def n_channels(images: Sequence[Planes]) -> int:
+    """The number of channels that all images have.
+
+    Raises
+    ------
+    AnnotationError
+        If it differs.
+    """
     counts = {image.n_channels for image in images}
     if len(counts) != 1:
         names = ", ".join(f"{image.name}: {image.n_channels}" for image in images)
