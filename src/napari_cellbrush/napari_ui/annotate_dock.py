@@ -132,8 +132,9 @@ class AnnotateDock(Dock):
         found = keeping.found.get(session.image.key, ()) if session.image else ()
         self.recovery.setValue(found[0] if found else None, session.image.name if session.image else "",
                                keeping.restoring)
+        painting = session.image is not None and session.annotation_of(session.image.key) is not None
         self.saved.setValue(keeping.notice if keeping.notice.text else Notice(
-            f"Strokes saved at {keeping.saved}." if keeping.saved else ""))
+            f"Strokes saved at {keeping.saved}." if keeping.saved and painting else ""))
 
     def _refresh_table(self) -> None:
         session = self.session

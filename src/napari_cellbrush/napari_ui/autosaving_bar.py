@@ -10,6 +10,10 @@ from napari_cellbrush.napari_ui.autosaving import in_words
 from napari_cellbrush.napari_ui.controls import side_by_side, wrapped_label
 
 
+#: Seen on dark and on light ground.
+BORDER = "#d9a441"
+
+
 class RecoveryBar(QFrame):
     """A sentence about saved strokes, with a button to restore and one to discard them."""
 
@@ -18,7 +22,8 @@ class RecoveryBar(QFrame):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.setFrameShape(QFrame.Shape.StyledPanel)
+        self.setObjectName("recovery")
+        self.setStyleSheet(f"#recovery {{ border: 1px solid {BORDER}; border-radius: 3px; }}")
         self.text = wrapped_label()
         self.restore = QPushButton("Restore")
         self.discard = QPushButton("Discard")
