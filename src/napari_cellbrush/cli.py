@@ -1,7 +1,8 @@
 """The command line: the engine without a window.
 
 Exit codes: 0 all went well; 1 a file or step failed (the other files went on); 2 the command itself is wrong;
-130 stopped with Ctrl-C. Results go to the output stream, progress and problems to the error stream.
+3 a mask came out differently; 130 stopped with Ctrl-C. Results go to the output stream, progress and problems to the
+error stream.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from napari_cellbrush.cli_progress import (
     tell,
     training_bar,
 )
+from napari_cellbrush.cli_reproduce import add_reproduce_options, reproduce
 from napari_cellbrush.cli_sessions import add_session_actions, list_all
 from napari_cellbrush.config import (
     DEFAULT_CLASSES,
@@ -110,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
                                      "napari-cellbrush without a window.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"napari-cellbrush {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_train, _add_segment, _add_evaluate, _add_models, _add_sessions, _add_demo):
+    for add in (_add_train, _add_segment, _add_reproduce, _add_evaluate, _add_models,
+                _add_sessions, _add_demo):
         add(commands)
     return parser
 
@@ -186,6 +189,11 @@ def _add_models(commands: Any) -> None:
         action.add_argument("name", metavar="NAME")
     for action in (take, give):
         action.add_argument("file", type=Path, metavar="FILE")
+
+
+def _add_reproduce(commands: Any) -> None:
+    add_reproduce_options(_command(commands, "reproduce", reproduce, "Compute a mask once more, from the note in its "
+                                   "file, and compare. Exit code 0: identical; 3: different; 1: cannot be told."))
 
 
 def _add_sessions(commands: Any) -> None:
@@ -438,15 +446,15 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
     planes, axes = opened.planes, opened.planes.stack_axes + "YX"
     check_planes(planes, opened.pixel_size, arguments)
     with stop_on_interrupt() as stop, memory_in_words(f"segment {image}"):
-        diameter: float | None = None
+        started: InferenceStarted | None = None
         class_map = np.zeros(planes.spatial_shape, np.uint8)
         with inference_bar(opened.path.name) as show:
 
             def hear(event: InferenceEvent) -> None:
-                nonlocal diameter
+                nonlocal started
                 show(event)
                 if isinstance(event, InferenceStarted):
-                    diameter = event.diameter_px
+                    started = event
                 if arguments.output == "objects" and isinstance(event, TileSegmented):
                     place: tuple[int | slice, ...] = (*event.plane, event.rows, event.columns)
                     class_map[place] = event.classes
@@ -458,7 +466,7 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
         if arguments.link:
             mask = linked(mask, planes.stack_axes)
     provenance = mask_provenance(model, output=arguments.output, config=config, image_name=opened.path.name,
-                                 diameter_px=diameter)
+                                 image_axes=planes.axes, started=started)
     save_mask(target, mask, axes="C" + axes if arguments.output == "probabilities" else axes,
               pixel_size=opened.pixel_size, provenance={**provenance, "linked_through_depth": arguments.link},
               overwrite=arguments.overwrite, compress=arguments.compress)

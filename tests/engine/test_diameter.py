@@ -103,7 +103,7 @@ def test_settings_say_the_diameter_that_was_measured(monkeypatch: pytest.MonkeyP
         started = next(segment_planes(model, image, device=CPU))
         assert isinstance(started, InferenceStarted)
         return mask_provenance(model, output="classes", config=InferenceConfig(), image_name="i",
-                               diameter_px=started.diameter_px)["settings"]
+                               started=started)["settings"]
 
     assert settings(MODEL) == InferenceConfig(diameter_px=33).model_dump()
     assert settings(make_model()) == InferenceConfig().model_dump()

@@ -9,7 +9,6 @@ from napari_cellbrush.engine.session_folder import SavedSession
 from napari_cellbrush.napari_ui.autosaving import in_words
 from napari_cellbrush.napari_ui.controls import side_by_side, wrapped_label
 
-
 #: Seen on dark and on light ground.
 BORDER = "#d9a441"
 

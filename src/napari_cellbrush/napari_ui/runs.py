@@ -323,7 +323,8 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
         if isinstance(event, InferenceStarted):
             objects = objects.at_scale(event.scale)
             yield TargetStarted(number, mask_provenance(model, output=task.output, config=config,
-                                                        image_name=target.planes.name, diameter_px=event.diameter_px))
+                                                        image_name=target.planes.name, image_axes=target.planes.axes,
+                                                        started=event))
         elif kept is not None and isinstance(event, TileSegmented):
             place: tuple[int | slice, ...] = (slice(None), *event.plane, event.rows, event.columns)
             kept[place] = as_bytes(event.probabilities)
