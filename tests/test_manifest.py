@@ -46,7 +46,7 @@ def test_menus_widgets_and_samples_name_commands_and_menus_that_exist(manifest):
 def test_everything_the_plugin_promises_is_in_the_manifest(manifest):
     contributions = manifest.contributions
     assert [w.display_name for w in contributions.widgets] == ["Workspace", "Annotate", "Fine-tune", "Segment",
-                                                               "Export"]
+                                                               "Correct", "Export"]
     titles = {c.id: c.title for c in contributions.commands}
     in_menus = {menu: [titles[item.command] for item in items] for menu, items in contributions.menus.items()}
     assert in_menus == {"napari/layers/segment": ["Segment with Cellbrush"], "napari/layers/data": ["Export mask"]}

@@ -23,6 +23,7 @@ from napari_cellbrush.config import (
     OutputKind,
     TrainingConfig,
 )
+from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.axes import AXIS_NAMES, check_axes
 from napari_cellbrush.errors import ConfigError
 from napari_cellbrush.events import TrainingEvent, TrainingStarted
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.training import Ended
 
 Scope = Literal["view", "slice", "layer", "all"]
+CorrectionTool = Literal["select", "merge", "split"]
 NoticeKind = Literal["info", "success", "warning", "error"]
 
 #: The base that is no model: random weights. No file can be called so, because names of files are not empty.
@@ -159,6 +161,24 @@ class Keeping:
 
 
 @dataclass(frozen=True)
+class Correction:
+    """Which objects are being corrected, and how."""
+
+    #: The objects layer's key; empty while none is corrected.
+    layer: str = ""
+    #: What a click or a line in the picture does.
+    tool: CorrectionTool = "select"
+    #: Id of the object at hand; 0 for none.
+    current: int = 0
+    #: Whether that one is accepted.
+    current_accepted: bool = False
+    #: Objects on the plane shown, and how many of them are accepted.
+    n_objects: int = 0
+    n_accepted: int = 0
+    notice: Notice = Notice()
+
+
+@dataclass(frozen=True)
 class TunedModel:
     """What came out of the last fine-tuning."""
 
@@ -214,6 +234,9 @@ class Session:
     brush_changed = Signal()
     annotations_changed = Signal()
     painted_changed = Signal()
+    #: The key of an objects layer in which other objects are accepted now.
+    accepted_changed = Signal(str)
+    correction_changed = Signal()
     models_changed = Signal()
     device_changed = Signal()
     options_changed = Signal()
@@ -231,6 +254,8 @@ class Session:
         self._axes: dict[str, str] = {}
         self._annotations: dict[str, str] = {}
         self._painted: dict[str, tuple[int, ...]] = {}
+        self._accepted: dict[str, tuple[str, Accepted]] = {}
+        self.correction = Correction()
 
         self.models: tuple[ModelEntry, ...] | None = None
         self.base = SCRATCH
@@ -301,6 +326,8 @@ class Session:
         if lost:
             self.annotations_changed.emit()
             self.painted_changed.emit()
+        for key in self._accepted.keys() - labels:
+            self.set_accepted(key, "", Accepted())
 
     # ------------------------------------------------------------------------------------- annotation
 
@@ -343,6 +370,37 @@ class Session:
     def painted_images(self) -> tuple[str, ...]:
         """Keys of the images with at least one painted pixel."""
         return tuple(image.key for image in self.images if any(self._painted.get(image.key, ())))
+
+    # ------------------------------------------------------------------------------------ accepted objects
+
+    def accepted_in(self, layer_key: str) -> Accepted:
+        """What a person has accepted in an objects layer."""
+        return self._accepted.get(layer_key, ("", Accepted()))[1]
+
+    def accepted_of(self, image_key: str) -> dict[str, Accepted]:
+        """What is accepted of an image, by the key of its objects layer."""
+        return {key: accepted for key, (image, accepted) in self._accepted.items() if image == image_key}
+
+    def set_accepted(self, layer_key: str, image_key: str, accepted: Accepted) -> None:
+        """Tell what is accepted in an objects layer of an image."""
+        if accepted == self.accepted_in(layer_key):
+            return
+        self._accepted.pop(layer_key, None)
+        if accepted:
+            self._accepted[layer_key] = image_key, accepted
+        self.accepted_changed.emit(layer_key)
+
+    def taught_images(self) -> tuple[str, ...]:
+        """Keys of the images with at least one painted pixel or accepted object."""
+        painted = self.painted_images()
+        return tuple(image.key for image in self.images if image.key in painted or self.accepted_of(image.key))
+
+    def set_correction(self, **changes: Any) -> None:
+        """Change some of :class:`Correction`."""
+        changed = replace(self.correction, **changes)
+        if changed != self.correction:
+            self.correction = changed
+            self.correction_changed.emit()
 
     # ---------------------------------------------------------------------------------------- classes
 
@@ -524,9 +582,10 @@ class Session:
         painted = [c.name for c, n in zip(self.classes, self.painted, strict=True) if n]
         if not self.images:
             return "Open an image first."
-        if not self._annotations:
+        taught = any(accepted.ids for _, accepted in self._accepted.values())
+        if not self._annotations and not taught:
             return "Make an annotation first (Annotate, New annotation)."
-        if len(painted) < 2:
+        if len(painted) < 2 and not taught:
             return f"Paint at least two classes (so far: {painted[0] if painted else 'none'})."
         if self.models is None:
             return self.device_note or "Looking for models…"

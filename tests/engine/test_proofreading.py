@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.annotation import RING_PX, accepted_to_classes, objects_to_classes
 from napari_cellbrush.engine.proofreading import (
-    Accepted,
     Boxes,
     Edit,
     around_accepted,
@@ -21,7 +21,6 @@ from napari_cellbrush.engine.proofreading import (
     free_ids,
     merged,
     next_object,
-    only_accepted,
     runs_of_pixels,
     split,
 )
@@ -238,7 +237,7 @@ def test_nothing_accepted_changes_nothing():
     new = plane_of(disc(20, 21, 8), disc(45, 60, 6))
     np.testing.assert_array_equal(around_accepted(new, new * 0, Accepted()), new)
     ids = new.copy()
-    only_accepted(ids, Accepted(frozenset({2})))
+    Accepted(frozenset({2})).keep_only(ids)
     np.testing.assert_array_equal(ids, np.where(new == 2, 2, 0))
 
 

@@ -20,6 +20,7 @@ from napari_cellbrush.config import ClassDefinition
 from napari_cellbrush.errors import AnnotationError
 
 if TYPE_CHECKING:
+    from napari_cellbrush.engine.accepted import Accepted
     from napari_cellbrush.engine.planes import Planes
 
 #: Held-out pixels lie further than this from every training pixel; strokes closer to each other stay together.
@@ -285,6 +286,35 @@ def accepted_to_classes(ids: NDArray[Any], accepted: NDArray[np.bool_], empty: N
         background |= ndimage.distance_transform_edt(~accepted) <= ring_px
     targets[~accepted & ~(background & (ids == 0))] = 0
     return targets
+
+
+def taught_by_objects(strokes: NDArray[np.uint8], ids: NDArray[Any], accepted: Accepted,
+                      classes: Sequence[ClassDefinition]) -> NDArray[np.uint8]:
+    """Strokes, and where there are none, what the accepted objects of the same image teach.
+
+    Parameters
+    ----------
+    strokes
+        Stack axes + YX; 0 unlabelled, k + 1 for class number k.
+    ids
+        The same shape: the objects.
+    accepted
+        Which of them are right, and where there is none.
+    classes
+        What the numbers mean; see :func:`in_classes`.
+
+    Raises
+    ------
+    AnnotationError
+        If no class is background, or none an object.
+    """
+    labels = strokes.copy()
+    for index in np.ndindex(strokes.shape[:-2]):
+        covered, empty = accepted.covers(ids[index]), accepted.empty_at(index, strokes.shape[-2:])
+        if covered.any() or empty.any():
+            dense = in_classes(accepted_to_classes(ids[index], covered, empty), classes)
+            labels[index] = np.where(strokes[index] > 0, strokes[index], dense)
+    return labels
 
 
 def _cores(pieces: NDArray[np.int64], boundary_px: int) -> NDArray[np.bool_]:

@@ -83,6 +83,37 @@ def number_objects(
     return numbered_in_turn(shape, chosen, plane, earlier=earlier, stop=stop)
 
 
+def objects_in_window(
+    probabilities: NDArray[np.float32] | NDArray[np.uint8], within: tuple[slice, slice],
+    classes: Sequence[ClassDefinition], config: ObjectsConfig,
+) -> NDArray[np.uint32]:
+    """Objects of a part of a plane, as the whole plane has them if they are smaller than the usual overlap.
+
+    Parameters
+    ----------
+    probabilities
+        KYX of the plane, of which only the surroundings of the part are read.
+    within
+        Rows and columns of the part.
+    classes, config
+        See :func:`.objects.objects_from_probabilities`.
+
+    Returns
+    -------
+    NDArray
+        YX uint32 over the part; ids 1…n with gaps.
+    """
+    check_probabilities(probabilities.shape, classes)
+    part = Window(*within, probabilities.shape[1:])
+    window = part.widened(OVERLAP_PX + config.max_hole_px + 1)
+    read = window.widened(score_reach(config))
+    ids = ids_from_probabilities(probabilities[(slice(None), *read.within)], read, window, classes, config)
+    n = int(ids.max(initial=0)) + 1
+    sizes = np.bincount(ids.ravel(), minlength=n)
+    new_ids, _ = new_numbers(sizes, first_pixels(ids, n), touching_border(ids, n, window), config)
+    return new_ids[ids[part.inside(window)]]
+
+
 def blockwise_objects_from_classes(
     class_map: Any, classes: Sequence[ClassDefinition], min_object_px: int = 0, *, block_px: int = BLOCK_PX,
     overlap_px: int = OVERLAP_PX, out: Any = None, stop: StopToken | None = None,

@@ -7,8 +7,8 @@ its cost does not grow with the image. Knows ids; knows nothing of layers, model
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,12 @@ from scipy import ndimage
 from skimage.draw import line
 from skimage.measure import label
 
+from napari_cellbrush.engine.accepted import Accepted, PixelRun
 from napari_cellbrush.engine.objects import ObjectIds, narrowed
 from napari_cellbrush.errors import AnnotationError
 
 #: Rows and columns, to index a plane with.
 Box = tuple[slice, slice]
-#: Pixels beside each other in a row: index of the plane, row, first column, one after the last.
-PixelRun = tuple[int, ...]
 
 #: A gap up to twice as wide between two objects is closed when they are joined.
 _BRIDGE_PX = 3
@@ -33,43 +32,6 @@ _CHIP_PX = 8
 _SAME_FRACTION = 0.5
 #: The largest id for which boxes are found without counting the ids first.
 _DENSE_IDS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """What a person has checked: objects that are right as they are, and places where there is none."""
-
-    #: Of objects.
-    ids: frozenset[int] = frozenset()
-    #: Pixels of objects that were deleted; they only count while no object is there.
-    emptied: frozenset[PixelRun] = frozenset()
-
-    def __bool__(self) -> bool:
-        return bool(self.ids or self.emptied)
-
-    def with_objects(self, ids: Iterable[int]) -> Accepted:
-        """With these objects as well."""
-        return replace(self, ids=self.ids | frozenset(ids))
-
-    def without_objects(self, ids: Iterable[int]) -> Accepted:
-        """Without these objects."""
-        return replace(self, ids=self.ids - frozenset(ids))
-
-    def with_emptied(self, runs: Iterable[PixelRun]) -> Accepted:
-        """With these places as well."""
-        return replace(self, emptied=self.emptied | frozenset(runs))
-
-    def covers(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which pixels belong to accepted objects; ``ids`` of any shape."""
-        return np.isin(ids, np.array(sorted(self.ids), np.int64)) if self.ids else np.zeros(np.shape(ids), bool)
-
-    def empty_at(self, index: tuple[int, ...], shape_yx: Sequence[int]) -> NDArray[np.bool_]:
-        """YX: where objects of a plane were deleted."""
-        empty = np.zeros(tuple(shape_yx), bool)
-        for *plane, row, start, stop in self.emptied:
-            if tuple(plane) == index:
-                empty[row, start:stop] = True
-        return empty
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,12 +288,6 @@ def around_accepted(new: NDArray[Any], earlier: NDArray[Any], accepted: Accepted
         free = ~_kept(earlier[index], accepted, index)
         joined[index] = np.where(free, names[new[index]], np.where(accepted.covers(earlier[index]), earlier[index], 0))
     return narrowed(joined, int(joined.max(initial=0)))
-
-
-def only_accepted(ids: NDArray[Any], accepted: Accepted) -> None:
-    """Take all other objects out, in place; ``ids`` is stack axes + YX."""
-    for index in np.ndindex(ids.shape[:-2]):
-        ids[index][~accepted.covers(ids[index])] = 0
 
 
 def _kept(plane: NDArray[Any], accepted: Accepted, index: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ _TARGETS = {
     "AnnotateDock": "annotate_dock",
     "FineTuneDock": "finetune_dock",
     "SegmentDock": "segment_dock",
+    "CorrectDock": "correct_dock",
     "ExportDock": "export_dock",
     "segment_with_cellbrush": "menu_actions",
     "export_mask": "menu_actions",

@@ -144,11 +144,12 @@ class Annotating(QObject):
             self._book.viewer.layers.remove(old)
 
     def snapshot(self, image_key: str) -> NDArray[np.uint8]:
-        """A copy of an image's strokes, stack axes + YX, that later strokes do not change."""
-        layer = self.layer_of(image_key)
-        if layer is None:
-            raise AnnotationError("The annotation layer was removed", "Make a new annotation")
+        """A copy of an image's strokes, stack axes + YX, that later strokes do not change; zeros if it has none."""
+        layer, image = self.layer_of(image_key), self._image(image_key)
         with memory_in_words("copying the strokes"):
+            if layer is None:
+                shape = layers.labels_shape(image.axes, image.shape)
+                return layers.in_engine_order(np.zeros(shape, np.uint8), layers.labels_axes(image.axes))
             return np.array(self._strokes(layer))
 
     def close(self) -> None:

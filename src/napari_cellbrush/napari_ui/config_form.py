@@ -22,6 +22,7 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFormLayout,
     QGroupBox,
+    QHBoxLayout,
     QLabel,
     QPushButton,
     QSizePolicy,
@@ -337,6 +338,18 @@ class ConfigForm(QWidget, Generic[SettingsT]):
                 changed = True
         if changed:
             self._on_edited()
+
+    def put_beside(self, name: str, widget: QWidget) -> None:
+        """Put something of the dock's own into the row of a setting, by its dotted name."""
+        editor = self._editors[tuple(name.split("."))].widget
+        for layout in self.findChildren(QFormLayout):
+            row, role = layout.getWidgetPosition(editor)
+            if role is not None and row >= 0:
+                both = QHBoxLayout()
+                layout.removeWidget(editor)
+                both.addWidget(editor, 1)
+                both.addWidget(widget)
+                layout.setLayout(row, role, both)
 
     def reset(self) -> None:
         """Go back to the defaults."""

@@ -33,7 +33,7 @@ class FineTuning(QObject):
 
     def default_name(self) -> str:
         """What a new model is called if nobody says otherwise: after the first painted image."""
-        painted = self._session.painted_images()
+        painted = self._session.taught_images()
         image = self._session.find_image(painted[0]) if painted else self._session.image
         return f"{image.name} model"[:60] if image else "my model"
 
@@ -79,11 +79,12 @@ class FineTuning(QObject):
 
     def _task(self, name: str) -> runs.TrainingTask:
         session, bench = self._session, self._bench
-        images = [image for key in session.painted_images() if (image := session.find_image(key)) is not None]
+        images = [image for key in session.taught_images() if (image := session.find_image(key)) is not None]
         return runs.TrainingTask(
             base=session.base,
             images=tuple(layers.planes_of(bench.book.layer(image.key), image.axes) for image in images),
             labels=tuple(bench.annotating.snapshot(image.key) for image in images),
+            checked=tuple(bench.proofreading.checked(image.key) for image in images),
             classes=session.classes,
             config=session.training_config,
             device_name=session.options.device_name,

@@ -240,6 +240,24 @@ def centre_of(region: Region) -> tuple[float, float]:
     return (rows.start + rows.stop) / 2, (columns.start + columns.stop) / 2
 
 
+def pixel_at(layer: Layer, axes: str, position: Sequence[float]) -> tuple[Index, float, float] | None:
+    """Plane, row and column of a layer at a world point, the pixel's centre being a whole number; None if outside."""
+    point = layer.world_to_data(np.asarray(position)[-layer.ndim :])
+    shape = full_resolution(layer).shape
+    if any(not -0.5 <= at < n - 0.5 for at, n in zip(point, shape, strict=True)):
+        return None
+    row, column = (float(point[axes.index(letter)]) for letter in "YX")
+    return tuple(round(float(point[i])) for i, letter in enumerate(axes) if letter in "TZ"), row, column
+
+
+def in_layer_coordinates(axes: str, index: Index, rows: NDArray[Any],
+                         columns: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Pixels of a plane as coordinates along each axis of a labels layer."""
+    at = dict(zip((letter for letter in axes if letter in "TZ"), index, strict=True)) | {"C": 0}
+    fixed = {letter: np.full(len(rows), value) for letter, value in at.items()}
+    return tuple({**fixed, "Y": rows, "X": columns}[letter] for letter in axes)
+
+
 # ------------------------------------------------------------------------------------------------- classes
 
 
@@ -291,6 +309,20 @@ def painted_box(atom: Any) -> tuple[slice, ...]:
     if key is not None:
         return tuple(k if isinstance(k, slice) else slice(int(k), int(k) + 1) for k in key)
     return tuple(slice(int(np.min(i)), int(np.max(i)) + 1) for i in atom[0])
+
+
+def painted_pixels(atom: Any) -> tuple[tuple[NDArray[Any], ...], NDArray[Any], NDArray[Any]]:
+    """Coordinates of the pixels that one item of a ``paint`` event touched, and their values before and after."""
+    key = getattr(atom, "slice_key", None)
+    if key is None:
+        coordinates, before, after = atom
+        return coordinates, np.asarray(before), np.broadcast_to(after, np.shape(before))
+    box = painted_box(atom)
+    shape = [side.stop - side.start for side in box]
+    mask = np.ones(shape, bool) if atom.mask is None else np.reshape(atom.mask, shape)
+    coordinates = tuple(at + side.start for at, side in zip(np.nonzero(mask), box, strict=True))
+    before = np.ravel(atom.old_values)
+    return coordinates, before, np.broadcast_to(atom.new_value, before.shape)
 
 
 def count_labels(plane: NDArray[Any], n_classes: int) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """Layers that hold a model's answers: made before a run, found again by the next one, coloured like the classes.
 
-One that the person corrected by hand is never written again: the next run makes a new layer beside it.
+One that the person corrected by hand is never written again: the next run makes a new layer beside it. Of objects,
+those that she accepted stay, and all others are written anew.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from napari.layers import Image, Labels, Layer
 from numpy.typing import NDArray
 
 from napari_cellbrush.config import ClassDefinition, OutputKind
+from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.layer_book import LayerBook
 from napari_cellbrush.napari_ui.runs import Answers
@@ -46,11 +48,16 @@ class Sheet:
         """Hash of the model whose answers the layers hold; empty while there are none."""
         return str(layers.note_of(self.layers()[0]).get("provenance", {}).get("model_weights_sha256", ""))
 
-    def begin(self, provenance: dict[str, Any], *, whole: bool) -> None:
-        """Note what will be written, and whether on all of the image; answers of another model are wiped first."""
+    def begin(self, provenance: dict[str, Any], *, whole: bool, accepted: Accepted) -> None:
+        """Note what will be written, and whether on all of the image; answers of another model are wiped first.
+
+        Accepted objects are no model's answers.
+        """
         same = self.model_hash == provenance["model_weights_sha256"]
         for layer in self.layers():
-            if not same:
+            if not same and layer is self.objects:
+                accepted.keep_only(self.array(layer))
+            elif not same:
                 layer.data[...] = 0
             whole_before = same and bool(layers.note_of(layer).get("whole"))
             layers.note_on(layer, provenance=provenance, whole=whole or whole_before)
@@ -100,10 +107,34 @@ class ResultLayers:
         self._classes[str(sheet.classes.unique_id)] = tuple(classes)
         self._colour(sheet.classes, tuple(classes))
         if output == "objects":
-            sheet.objects = self._labels(image, layer, "objects", np.dtype(np.uint16), fresh)
+            sheet.objects = self.objects_layer(image, fresh)
             sheet.objects.visible = True
             sheet.answers = self._answers.setdefault(str(sheet.objects.unique_id), Answers())
         return sheet
+
+    def answered_objects(self, image: ImageEntry) -> tuple[Labels | None, Answers]:
+        """The layer of an image's objects, if there is one, and what a model said behind them."""
+        key = self._keys.get((image.key, "objects"))
+        return self._book.layer(key), self._answers.get(key or "", Answers())
+
+    def objects_layer(self, image: ImageEntry, fresh: bool = False) -> Labels:
+        """The layer of an image's objects, made if need be; what is accepted in an earlier one moves there."""
+        before = self._book.layer(self._keys.get((image.key, "objects")))
+        layer = self._labels(image, self._book.layer(image.key), "objects", np.dtype(np.uint16), fresh)
+        if before is not None and before is not layer:
+            self._move_accepted(image, before, layer)
+        return layer
+
+    def _move_accepted(self, image: ImageEntry, before: Labels, layer: Labels) -> None:
+        key = str(before.unique_id)
+        accepted = self._session.accepted_in(key)
+        if not accepted or before.data.shape != layer.data.shape:
+            return
+        kept = layers.in_engine_order(np.array(before.data), layers.mask_axes(before))
+        accepted.keep_only(kept)
+        layer.data = layers.in_layer_order(kept, layers.mask_axes(layer))
+        self._session.set_accepted(key, "", Accepted())
+        self._session.set_accepted(str(layer.unique_id), image.key, accepted)
 
     def holds_whole_of_another(self, image: ImageEntry, model: str) -> bool:
         """Whether a glance at a part of an image would wipe what another model said of all of it."""
@@ -150,7 +181,9 @@ class ResultLayers:
                 layer.visible = False
 
     def _on_painted(self, event: Any) -> None:
-        self._edited.add(str(event.source.unique_id))
+        # What a person changes among objects is accepted, which is all the protection it needs.
+        if layers.note_of(event.source).get("output") != "objects":
+            self._edited.add(str(event.source.unique_id))
 
     def _on_classes_changed(self) -> None:
         for key, classes in self._classes.items():

@@ -20,9 +20,11 @@ from napari_cellbrush.config import (
     DeviceName,
     InferenceConfig,
     LabelKind,
+    ObjectsConfig,
     OutputKind,
     TrainingConfig,
 )
+from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError, ModelError, ModelFileError
@@ -144,6 +146,15 @@ def _checked(plane: NDArray[Any], task: TakeOverTask) -> NDArray[Any]:
 
 
 @dataclass(frozen=True, eq=False)
+class CheckedObjects:
+    """Objects of an image, of which a person has accepted some."""
+
+    #: Stack axes + YX, a copy.
+    ids: NDArray[Any]
+    accepted: Accepted
+
+
+@dataclass(frozen=True, eq=False)
 class TrainingTask:
     """Everything a training needs."""
 
@@ -156,6 +167,18 @@ class TrainingTask:
     device_name: DeviceName
     #: For the new model; the library adds a number where it is taken.
     name: str
+    #: Per image, objects that teach where no stroke says otherwise.
+    checked: tuple[tuple[CheckedObjects, ...], ...] = ()
+
+    def taught(self) -> tuple[NDArray[np.uint8], ...]:
+        """Strokes and what checked objects teach, per image, like :attr:`labels`."""
+        from napari_cellbrush.engine.annotation import taught_by_objects
+
+        taught = list(self.labels)
+        for number, objects in enumerate(self.checked):
+            for checked in objects:
+                taught[number] = taught_by_objects(taught[number], checked.ids, checked.accepted, self.classes)
+        return tuple(taught)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +204,7 @@ def fine_tune(task: TrainingTask, stop: StopToken) -> Generator[TrainingEvent, N
         base = scratch_model(task.classes, task.images[0].n_channels, task.config)
     else:
         base = read_model(find_model(task.base))
-    result = yield from train(base, task.images, task.labels, task.config, classes=task.classes,
+    result = yield from train(base, task.images, task.taught(), task.config, classes=task.classes,
                               device=choose_device(task.device_name), stop=stop, name=task.name)
     try:
         return _saved(result, task.name)
@@ -216,12 +239,17 @@ class Answers:
     model_hash: str = ""
     #: K + stack axes + YX, in 255ths; 0 where nothing was segmented yet.
     probabilities: NDArray[np.uint8] | None = None
+    #: What the K classes mean.
+    classes: tuple[ClassDefinition, ...] = ()
+    #: Network pixels per image pixel.
+    scale: float = 1.0
 
     def of(self, model: Model, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], bool]:
         """The probabilities, to be written to, and whether the same model had written there before."""
         same = self.probabilities is not None and self.model_hash == model.weights_hash
         if self.probabilities is None or not same:
             self.model_hash, self.probabilities = model.weights_hash, np.zeros((model.n_classes, *shape), np.uint8)
+            self.classes = model.card.classes
         return self.probabilities, same
 
 
@@ -237,6 +265,8 @@ class SegmentationTarget:
     #: Where objects are wanted: earlier answers, and a copy of the objects made of them, stack axes + YX.
     answers: Answers | None = None
     earlier_objects: NDArray[Any] | None = None
+    #: Which of those stay as they are.
+    accepted: Accepted = field(default_factory=Accepted)
     #: Object diameter that an earlier run measured; 0 for none.
     diameter_px: float = 0.0
 
@@ -313,6 +343,7 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
     from napari_cellbrush.engine.inference import segment_planes
     from napari_cellbrush.engine.object_blocks import number_objects
     from napari_cellbrush.engine.objects import as_bytes
+    from napari_cellbrush.engine.proofreading import around_accepted
     from napari_cellbrush.export.provenance import mask_provenance
 
     config = task.config if task.config.diameter_px else task.config.replace(diameter_px=target.diameter_px)
@@ -322,6 +353,8 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
                                 region=target.region, centre=target.centre, stop=stop):
         if isinstance(event, InferenceStarted):
             objects = objects.at_scale(event.scale)
+            if target.answers is not None:
+                target.answers.scale = event.scale
             yield TargetStarted(number, mask_provenance(model, output=task.output, config=config,
                                                         image_name=target.planes.name, image_axes=target.planes.axes,
                                                         started=event))
@@ -330,10 +363,62 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
             kept[place] = as_bytes(event.probabilities)
         yield TargetEvent(number, event)
     if kept is not None and not stop.stopped:
-        ids = number_objects(kept, model.card.classes, objects, indices=target.indices,
+        ids: NDArray[Any] = number_objects(kept, model.card.classes, objects, indices=target.indices,
                              earlier=target.earlier_objects if same else None, stop=stop)
+        if target.accepted and target.earlier_objects is not None:
+            ids = around_accepted(ids, target.earlier_objects, target.accepted, objects.min_object_px)
         if not stop.stopped:
-            yield ObjectsNumbered(number, ids, int(np.count_nonzero(np.bincount(ids.ravel())[1:])))
+            yield ObjectsNumbered(number, ids, _n_objects(ids))
+
+
+@dataclass(frozen=True, eq=False)
+class PreviewTask:
+    """Objects to be made anew of what a model said before."""
+
+    answers: Answers
+    config: ObjectsConfig
+    #: The plane shown, and the part of it that the camera sees.
+    index: tuple[int, ...]
+    region: tuple[slice, slice] | None
+    #: A copy of the objects as they are, if any of them is accepted.
+    earlier_objects: NDArray[Any] | None
+    accepted: Accepted
+
+
+@dataclass(frozen=True, eq=False)
+class ViewRenumbered:
+    """The objects in view: YX over ``region``, ids 1…n with gaps."""
+
+    region: tuple[slice, slice]
+    ids: NDArray[np.uint32]
+
+
+PreviewEvent = ViewRenumbered | ObjectsNumbered
+
+
+def preview(task: PreviewTask, stop: StopToken) -> Generator[PreviewEvent, None, None]:
+    """Make objects anew, first those in view, then all."""
+    from napari_cellbrush.engine.object_blocks import number_objects, objects_in_window
+    from napari_cellbrush.engine.proofreading import around_accepted
+
+    probabilities, classes = task.answers.probabilities, task.answers.classes
+    if probabilities is None:
+        return
+    config = task.config.at_scale(task.answers.scale)
+    if task.region is not None:
+        plane: tuple[int | slice, ...] = (slice(None), *task.index)
+        yield ViewRenumbered(task.region, objects_in_window(probabilities[plane], task.region, classes, config))
+    if stop.stopped:
+        return
+    ids: NDArray[Any] = number_objects(probabilities, classes, config, stop=stop)
+    if task.earlier_objects is not None:
+        ids = around_accepted(ids, task.earlier_objects, task.accepted, config.min_object_px)
+    if not stop.stopped:
+        yield ObjectsNumbered(0, ids, _n_objects(ids))
+
+
+def _n_objects(ids: NDArray[Any]) -> int:
+    return int(np.count_nonzero(np.bincount(ids.ravel())[1:]))
 
 
 # ------------------------------------------------------------------------------------------------------ export

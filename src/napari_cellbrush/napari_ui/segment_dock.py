@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qtpy.QtWidgets import QCheckBox
+from qtpy.QtWidgets import QCheckBox, QPushButton
 
 from napari_cellbrush.config import InferenceConfig
 from napari_cellbrush.napari_ui.config_form import ConfigForm
@@ -46,6 +46,10 @@ class SegmentDock(Dock):
         self.device_line = wrapped_label()
         self.column.addWidget(self.device_line)
         self.config = ConfigForm(InferenceConfig)
+        self.measure = QPushButton("Measure…")
+        self.measure.setCheckable(True)
+        self.measure.setToolTip("Drag a line across one object in the picture: its length becomes the diameter")
+        self.config.put_beside("diameter_px", self.measure)
         self.column.addWidget(self.config)
 
     def _connect(self) -> None:
@@ -58,6 +62,9 @@ class SegmentDock(Dock):
         self.run.startRequested.connect(segmenting.start)
         self.run.stopRequested.connect(segmenting.stop)
         self.config.valueChanged.connect(self._on_config_edited)
+        self.measure.clicked.connect(self._on_measure)
+        self.bench.measuring.active_changed.connect(self._on_measuring)
+        self.bench.measuring.measured.connect(self._on_measured)
         for signal in (session.segmentation.changed, session.training.changed):
             self.listen(signal, self._refresh_run)
         for signal in (session.images_changed, session.image_chosen, session.models_changed, session.options_changed,
@@ -85,4 +92,21 @@ class SegmentDock(Dock):
             widget.setEnabled(not self.session.segmentation.busy)
 
     def _on_config_edited(self, config: InferenceConfig) -> None:
-        self.session.inference_config = config
+        before, self.session.inference_config = self.session.inference_config, config
+        if config.objects != before.objects:
+            self.bench.previewing.soon()
+
+    def _on_measure(self, on: bool) -> None:
+        if on:
+            self.bench.measuring.start()
+        else:
+            self.bench.measuring.stop()
+        self.measure.setChecked(self.bench.measuring.active)
+
+    def _on_measuring(self, active: bool) -> None:
+        self.measure.setChecked(active)
+        self.measure.setText("Drag…" if active else "Measure…")
+
+    def _on_measured(self, length_px: float) -> None:
+        longest = max(item.le for item in InferenceConfig.model_fields["diameter_px"].metadata if hasattr(item, "le"))
+        self.config.setValue(self.config.value().replace(diameter_px=min(round(length_px, 1), longest)))

@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Layer
-from qtpy.QtCore import QObject
+from napari.layers import Labels, Layer
+from numpy.typing import NDArray
+from qtpy.QtCore import QObject, Signal
 
+from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.errors import AnnotationError, CellbrushError
 from napari_cellbrush.events import InferenceStarted, TileSegmented, TileSizeReduced
 from napari_cellbrush.napari_ui import layers, runs
@@ -30,14 +32,19 @@ _SCOPE_WORDS: dict[Scope, str] = {"view": "the view of ", "slice": "the slice sh
 class Segmenting(QObject):
     """The segmentations of one viewer, one at a time."""
 
+    #: A layer of objects was written anew.
+    objects_written = Signal(object)
+
     def __init__(self, bench: Workbench) -> None:
         super().__init__(bench)
         self._bench = bench
         self._session = bench.session
         self._run = bench.session.segmentation
-        self._results = ResultLayers(bench.book, bench.session)
+        self.results = ResultLayers(bench.book, bench.session)
         self._job: Job | None = None
         self._sheets: list[Sheet] = []
+        #: What was accepted on each sheet when the run began.
+        self._accepted: list[Accepted] = []
         self._dirty: set[Layer] = set()
         self._latest: tuple[int, TileSegmented] | None = None
         self._began = 0.0
@@ -96,9 +103,10 @@ class Segmenting(QObject):
         model = session.find_model(session.model)
         classes = model.card.classes if model is not None else session.classes
         self._whole = scope in ("layer", "all")
-        self._sheets = [self._results.sheet(image, options.output, classes, fresh=options.keep_earlier or (
-            not self._whole and self._results.holds_whole_of_another(image, session.model))) for image in images]
+        self._sheets = [self.results.sheet(image, options.output, classes, fresh=options.keep_earlier or (
+            not self._whole and self.results.holds_whole_of_another(image, session.model))) for image in images]
         targets = [self._with_earlier(target, sheet) for target, sheet in zip(bare, self._sheets, strict=True)]
+        self._accepted = [target.accepted for target in targets]
         names = f"'{images[0].name}'" if len(images) == 1 else f"{len(images)} images"
         self._what = f"{_SCOPE_WORDS[scope]}{names} with '{session.model}'"
         return runs.SegmentationTask(session.model, tuple(targets), options.output, session.inference_config,
@@ -129,15 +137,18 @@ class Segmenting(QObject):
                 raise
             return None
 
-    @staticmethod
-    def _with_earlier(target: runs.SegmentationTarget, sheet: Sheet) -> runs.SegmentationTarget:
+    def _with_earlier(self, target: runs.SegmentationTarget, sheet: Sheet) -> runs.SegmentationTarget:
         """What is known of the rest of the planes, which objects that reach into it need."""
         if sheet.objects is None:
             return target
         if sheet.answers.model_hash != sheet.model_hash:
             # Another model has written there since.
             sheet.answers.model_hash = ""
-        return replace(target, answers=sheet.answers, earlier_objects=np.array(sheet.array(sheet.objects)))
+        return replace(target, answers=sheet.answers, earlier_objects=np.array(sheet.array(sheet.objects)),
+                       accepted=self._accepted_on(sheet))
+
+    def _accepted_on(self, sheet: Sheet) -> Accepted:
+        return Accepted() if sheet.objects is None else self._session.accepted_in(str(sheet.objects.unique_id))
 
     # ------------------------------------------------------------------------------------------------ during
 
@@ -153,7 +164,7 @@ class Segmenting(QObject):
     def _on_event(self, event: runs.SegmentationEvent) -> None:
         sheet = self._sheets[event.target]
         if isinstance(event, runs.TargetStarted):
-            sheet.begin(event.provenance, whole=self._whole)
+            sheet.begin(event.provenance, whole=self._whole, accepted=self._accepted_on(sheet))
             self._dirty.update(sheet.layers())
         elif isinstance(event, runs.ObjectsNumbered):
             self._show_objects(sheet, event)
@@ -190,13 +201,25 @@ class Segmenting(QObject):
         layer = sheet.objects
         if layer is None or sheet.classes is None:
             return
-        if np.can_cast(numbered.ids.dtype, layer.dtype):
-            sheet.array(layer)[...] = numbered.ids
-        else:
-            layer.data = layers.in_layer_order(numbered.ids, sheet.axes)
+        self.write_objects(layer, numbered.ids, self._accepted[numbered.target])
         sheet.classes.visible = False
         self._n_objects = (self._n_objects or 0) + numbered.n_objects
         self._dirty.add(layer)
+
+    def write_objects(self, layer: Labels, ids: NDArray[Any], accepted_then: Accepted) -> None:
+        """Put objects, stack axes + YX, into their layer; they know of what was accepted when they were looked for."""
+        axes = layers.mask_axes(layer)
+        accepted, array = self._session.accepted_in(str(layer.unique_id)), layers.in_engine_order(layer.data, axes)
+        if accepted != accepted_then:
+            from napari_cellbrush.engine.proofreading import around_accepted
+
+            # She went on correcting meanwhile.
+            ids = around_accepted(ids, array, accepted)
+        if np.can_cast(ids.dtype, layer.dtype):
+            array[...] = ids
+        else:
+            layer.data = layers.in_layer_order(ids, axes)
+        self.objects_written.emit(layer)
 
     def _on_drained(self) -> None:
         for layer in self._dirty:

@@ -20,6 +20,9 @@ from napari_cellbrush.napari_ui.autosaving import Autosaving
 from napari_cellbrush.napari_ui.exporting import Exporting
 from napari_cellbrush.napari_ui.fine_tuning import FineTuning
 from napari_cellbrush.napari_ui.layer_book import LayerBook
+from napari_cellbrush.napari_ui.measuring import Measuring
+from napari_cellbrush.napari_ui.previewing import Previewing
+from napari_cellbrush.napari_ui.proofreading import Proofreading
 from napari_cellbrush.napari_ui.segmenting import Segmenting
 from napari_cellbrush.napari_ui.worker import Job, Work, WorkThread, close_all
 from napari_cellbrush.session import Session
@@ -61,6 +64,9 @@ class Workbench(QObject):
         self.segmenting = Segmenting(self)
         self.fine_tuning = FineTuning(self)
         self.exporting = Exporting(self)
+        self.proofreading = Proofreading(self)
+        self.previewing = Previewing(self)
+        self.measuring = Measuring(self)
         self.autosaving = Autosaving(self)
         viewer.layers.events.removing.connect(self._on_layer_removing)
         self.session.options_changed.connect(self._on_options_changed)
@@ -120,6 +126,7 @@ class Workbench(QObject):
         self.autosaving.close()
         close_all(self._threads)
         self.annotating.close()
+        self.proofreading.close()
         self.book.close()
 
     def _on_layer_removing(self, event: Any) -> None:

@@ -1,0 +1,150 @@
+"""Correct: go through the objects that were found, put right what is wrong, accept what is right."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from qtpy.QtCore import QSignalBlocker
+from qtpy.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QProgressBar, QPushButton
+
+from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, side_by_side, wrapped_label
+from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
+from napari_cellbrush.session import CorrectionTool
+
+_BAR_PX = 6
+_TOOLS: tuple[tuple[CorrectionTool, str, str], ...] = (
+    ("select", "Select  (Esc)", "A click chooses the object that the buttons below are about"),
+    ("merge", "Merge  (M)", "Click two objects that are one"),
+    ("split", "Split  (S)", "Draw a line across an object that is two"))
+_WHAT_IT_DOES = ("Accepted objects (green dots) stay as they are when you segment again, with whatever model. They "
+                 "also teach: fine-tuning learns from them, their rims and the background around them, together with "
+                 "your strokes. What you change by hand is accepted by itself.\n\nnapari's own brush (P), eraser (E) "
+                 "and bucket (F) work on the object at hand.")
+
+
+class CorrectDock(Dock):
+    """Shows the correcting of a session's objects and its tools."""
+
+    def _build(self) -> None:
+        self.layer = ChoiceBox()
+        self.row(self.form(), "Objects", self.layer)
+        self.toggle = QPushButton()
+        self.toggle.setCheckable(True)
+        self.toggle.setMinimumHeight(BIG_BUTTON_PX)
+        self.new_layer = QPushButton("Paint objects")
+        self.new_layer.setToolTip("Make an empty layer for the objects of the chosen image and paint them one by one")
+        self.new_layer.setMinimumHeight(BIG_BUTTON_PX)
+        self.column.addLayout(side_by_side(self.toggle, self.new_layer))
+        self._build_progress()
+        self._build_tools()
+        self.notice = NoticeLabel()
+        self.column.addWidget(self.notice)
+        self.column.addWidget(wrapped_label(_WHAT_IT_DOES))
+
+    def _build_progress(self) -> None:
+        self.progress_words = QLabel()
+        self.progress = QProgressBar()
+        self.progress.setTextVisible(False)
+        self.progress.setFixedHeight(_BAR_PX)
+        self.previous = QPushButton("Previous  (Shift+N)")
+        self.next = QPushButton("Next  (N)")
+        self.accept = QPushButton()
+        self.accept_view = QPushButton("Accept view  (Shift+A)")
+        self.accept_view.setToolTip("Accept all objects that the view shows as a whole")
+        for widget in (self.previous, self.next):
+            widget.setToolTip("Objects that are not accepted yet")
+        self.column.addWidget(self.progress_words)
+        self.column.addWidget(self.progress)
+        self.column.addLayout(side_by_side(self.previous, self.next))
+        self.column.addLayout(side_by_side(self.accept, self.accept_view))
+
+    def _build_tools(self) -> None:
+        self.heading("Put right")
+        row = QHBoxLayout()
+        row.setSpacing(SPACING_PX)
+        self._group = QButtonGroup(self)
+        self.tools: dict[CorrectionTool, QPushButton] = {}
+        for tool, text, tip in _TOOLS:
+            button = QPushButton(text)
+            button.setCheckable(True)
+            button.setToolTip(tip)
+            self._group.addButton(button)
+            self.tools[tool] = button
+            row.addWidget(button, 1)
+        self.column.addLayout(row)
+        self.delete = QPushButton("Delete  (D)")
+        self.delete.setToolTip("There is no object here: later runs find none, and fine-tuning learns background")
+        self.fill = QPushButton("Fill holes  (H)")
+        self.new_object = QPushButton("New  (C)")
+        self.new_object.setToolTip("Paint an object that was not found")
+        self.undo = QPushButton("Undo  (Ctrl+Z)")
+        self.redo = QPushButton("Redo  (Ctrl+Shift+Z)")
+        self.column.addLayout(side_by_side(self.delete, self.fill, self.new_object))
+        self.column.addLayout(side_by_side(self.undo, self.redo))
+
+    def _connect(self) -> None:
+        session, proofreading = self.session, self.bench.proofreading
+        self.layer.chosen.connect(self._on_layer_chosen)
+        self.toggle.clicked.connect(self._on_toggled)
+        for button, action in (
+                (self.new_layer, proofreading.new_layer), (self.next, proofreading.go_on),
+                (self.previous, partial(proofreading.go_on, -1)), (self.accept, proofreading.accept),
+                (self.accept_view, proofreading.accept_view), (self.delete, proofreading.delete),
+                (self.fill, proofreading.fill_holes), (self.new_object, proofreading.new_object),
+                (self.undo, proofreading.undo), (self.redo, proofreading.redo)):
+            button.clicked.connect(lambda _=False, action=action: action())
+        for tool, button in self.tools.items():
+            button.clicked.connect(lambda _=False, tool=tool: proofreading.use(tool))
+        self.listen(session.correction_changed, self._refresh)
+        self.listen(session.images_changed, self._refresh)
+        self.listen(session.image_chosen, self._refresh)
+        self.listen(session.annotations_changed, self._refresh)
+
+    # ---------------------------------------------------------------------------------------------- showing
+
+    def _refresh(self) -> None:
+        session, correction = self.session, self.session.correction
+        choices = self.bench.proofreading.choices()
+        kept = correction.layer or self.layer.value()
+        keys = [mask.key for mask in choices]
+        self.layer.set_choices([(mask.key, mask.name, "") for mask in choices],
+                               kept if kept in keys else next(iter(keys), None), "Segment with the result Objects")
+        on = bool(correction.layer)
+        self.toggle.setText("Stop correcting" if on else "Correct")
+        self.toggle.setChecked(on)
+        self.toggle.setEnabled(bool(choices))
+        self.new_layer.setEnabled(session.image is not None)
+        self.new_layer.setVisible(not on)
+        for widget in (self.previous, self.next, self.accept_view, *self.tools.values(), self.new_object, self.undo,
+                       self.redo):
+            widget.setEnabled(on)
+        for widget in (self.accept, self.delete, self.fill):
+            widget.setEnabled(bool(correction.current))
+        self.accept.setText("Take back  (A)" if correction.current_accepted else "Accept  (A)")
+        blocker = QSignalBlocker(self._group)
+        self.tools[correction.tool].setChecked(True)
+        blocker.unblock()
+        self._refresh_progress()
+        self.notice.setValue(correction.notice)
+
+    def _refresh_progress(self) -> None:
+        correction = self.session.correction
+        at_hand = f" At hand: {correction.current}." if correction.current else ""
+        self.progress_words.setText(f"{correction.n_accepted:,} of {correction.n_objects:,} accepted.{at_hand}")
+        self.progress.setRange(0, max(1, correction.n_objects))
+        self.progress.setValue(correction.n_accepted)
+        for widget in (self.progress_words, self.progress):
+            widget.setVisible(bool(correction.layer))
+
+    # ----------------------------------------------------------------------------------------------- acting
+
+    def _on_layer_chosen(self, key: str) -> None:
+        if self.session.correction.layer:
+            self.bench.proofreading.start(key)
+
+    def _on_toggled(self, on: bool) -> None:
+        if on:
+            self.bench.proofreading.start(self.layer.value() or "")
+        else:
+            self.bench.proofreading.stop()
+        self._refresh()

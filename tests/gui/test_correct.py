@@ -1,0 +1,466 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtTest import QTest
+
+from napari_cellbrush.engine import inference
+from napari_cellbrush.engine.accepted import Accepted
+from napari_cellbrush.events import InferenceStarted, TileSegmented
+from napari_cellbrush.napari_ui import runs
+
+SHIFT, CTRL = Qt.KeyboardModifier.ShiftModifier, Qt.KeyboardModifier.ControlModifier
+
+
+def disc(row, column, radius=9, shape=(120, 150)):
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    return (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+
+
+#: Two that touch, one alone, one with a hole, and one at the border.
+CELLS = (disc(30, 30), disc(30, 47), disc(30, 100), disc(80, 40, 12) & ~disc(80, 40, 3), disc(119, 110))
+PLACES = ((30, 30), (30, 47), (30, 100), (80, 32), (112, 110))
+
+
+def answers(*masks):
+    """What a model says that sees these cells, each parted from the others by a boundary."""
+    cell = np.zeros(masks[0].shape, np.float32)
+    for mask in masks:
+        cell[mask] = 1
+    probabilities = np.stack([1 - cell, cell, 0 * cell])
+    for first in masks:
+        for second in masks:
+            if first is not second:
+                probabilities[1:, np.logical_and(np.roll(first, 1, 1) | np.roll(first, -1, 1), second)] = [[0.2], [0.8]]
+    return probabilities
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the model sees; change it to make the next run see something else."""
+    seen = {"probabilities": answers(*CELLS)}
+
+    def segment_planes(model, planes, *, indices, region=None, **_):
+        yield InferenceStarted("CPU", "float32", 1, 100)
+        rows, columns = region or (slice(0, planes.shape_yx[0]), slice(0, planes.shape_yx[1]))
+        for index in indices:
+            window = seen["probabilities"][:, rows, columns]
+            yield TileSegmented(1, 1, index, rows, columns, window, window.argmax(0).astype(np.uint8) + 1, 1, 0)
+        return True
+
+    monkeypatch.setattr(inference, "segment_planes", segment_planes)
+    return seen
+
+
+@pytest.fixture
+def found(viewer, workspace, image, person, seen):
+    """Objects of the image, and the Correct tab in front."""
+    viewer.add_image(image, name="cells", scale=(0.5, 0.5))
+    config = workspace.session.inference_config
+    objects = config.objects.replace(smoothing_px=0, max_hole_px=0)
+    workspace.session.inference_config = config.replace(objects=objects)
+    workspace.session.set_options(scope="layer", output="objects")
+    segment(workspace, person)
+    workspace.show_tab("correct")
+    viewer.reset_view()
+    QTest.qWait(50)
+    return workspace
+
+
+@pytest.fixture
+def correcting(found, person, viewer):
+    """The same, with the tools on."""
+    person.click(found.correct.toggle)
+    QTest.qWait(20)
+    return found
+
+
+def segment(workspace, person):
+    workspace.show_tab("segment")
+    person.click(workspace.segment.run.button)
+    person.wait(lambda: not workspace.session.segmentation.busy)
+    assert workspace.session.segmentation.notice.kind == "success", workspace.session.segmentation.notice.text
+    workspace.show_tab("correct")
+
+
+def at(row, column):
+    """World point of a pixel: the image has half a unit a pixel."""
+    return row / 2, column / 2
+
+
+def click(person, row, column):
+    person.drag([at(row, column)])
+
+
+def accepted(workspace):
+    return workspace.session.accepted_in(workspace.session.correction.layer)
+
+
+# ------------------------------------------------------------------------------------------------------- on and off
+
+
+def test_tools_are_on_only_while_somebody_corrects(viewer, found, person):
+    layer = viewer.layers["cells objects"]
+    names = [la.name for la in viewer.layers]
+    keys, mouse = dict(layer.keymap), list(layer.mouse_drag_callbacks)
+    person.click(found.correct.toggle)
+    assert found.correct.toggle.text() == "Stop correcting"
+    assert viewer.layers.selection.active.name == "cells objects"
+    assert layer.keymap.keys() > keys.keys()
+    assert found.correct.progress_words.text().startswith(f"0 of {len(CELLS)} accepted")
+    person.click(found.correct.toggle)
+    assert [la.name for la in viewer.layers] == names
+    assert layer.keymap.keys() == keys.keys()
+    assert not found.correct.next.isEnabled()
+    assert layer.mouse_drag_callbacks == mouse
+
+
+def test_without_objects_the_dock_says_what_to_do(viewer, workspace, image):
+    workspace.show_tab("correct")
+    assert not workspace.correct.toggle.isEnabled()
+    assert not workspace.correct.new_layer.isEnabled()
+    viewer.add_image(image)
+    assert workspace.correct.new_layer.isEnabled()
+
+
+def test_removing_the_layer_ends_the_correcting(viewer, correcting):
+    viewer.layers.remove("cells objects")
+    assert correcting.correct.toggle.text() == "Correct"
+    assert [la.name for la in viewer.layers] == ["cells", "cells classes"]
+
+
+# ----------------------------------------------------------------------------------------------------------- tools
+
+
+def test_two_clicks_merge_and_one_undo_parts_again(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    before = layer.data.copy()
+    person.key(Qt.Key.Key_M)
+    for place in PLACES[:2]:
+        click(person, *place)
+    first, second = (before[place] for place in PLACES[:2])
+    assert first != second
+    np.testing.assert_array_equal(layer.data == first, (before == first) | (before == second))
+    assert accepted(correcting).ids == {first}
+    person.key(Qt.Key.Key_Z, CTRL)
+    np.testing.assert_array_equal(layer.data, before)
+    assert not accepted(correcting)
+    person.key(Qt.Key.Key_Z, CTRL | SHIFT)
+    assert layer.data[PLACES[1]] == first
+    assert accepted(correcting).ids == {first}
+
+
+def test_a_line_splits_and_the_camera_stays(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    before, centre = layer.data.copy(), viewer.scene.camera.center
+    person.key(Qt.Key.Key_S)
+    person.drag([at(10 + 4 * step, 100) for step in range(11)])
+    number = before[30, 100]
+    parts = set(np.unique(layer.data[before == number]))
+    assert len(parts) == 2
+    assert number in parts
+    assert max(parts) > before.max()
+    assert layer.data[30, 94] != layer.data[30, 106]
+    np.testing.assert_array_equal(layer.data > 0, before > 0)
+    assert accepted(correcting).ids == parts
+    assert viewer.scene.camera.center == centre
+    person.key(Qt.Key.Key_Z, CTRL)
+    np.testing.assert_array_equal(layer.data, before)
+
+
+def test_a_line_that_parts_nothing_changes_nothing_and_says_why(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    before = layer.data.copy()
+    person.key(Qt.Key.Key_S)
+    person.drag([at(10, 100), at(20, 100), at(30, 100)])
+    assert "does not part" in correcting.correct.notice.text()
+    person.drag([at(60, 100), at(60, 120)])
+    assert "crosses no object" in correcting.correct.notice.text()
+    np.testing.assert_array_equal(layer.data, before)
+
+
+def test_delete_and_fill_by_key(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    click(person, *PLACES[3])
+    number = layer.data[PLACES[3]]
+    assert layer.data[80, 40] == 0
+    person.key(Qt.Key.Key_H)
+    assert layer.data[80, 40] == number
+    person.key(Qt.Key.Key_H)
+    assert "no holes" in correcting.correct.notice.text()
+    person.key(Qt.Key.Key_D)
+    assert not (layer.data == number).any()
+    assert number not in accepted(correcting).ids
+    np.testing.assert_array_equal(accepted(correcting).empty_at((), (120, 150)), disc(80, 40, 12))
+    for _ in range(2):
+        person.key(Qt.Key.Key_Z, CTRL)
+    assert layer.data[80, 40] == 0
+    assert layer.data[PLACES[3]] == number
+    assert not accepted(correcting)
+
+
+def test_a_click_selects_a_drag_moves_the_camera(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    click(person, *PLACES[2])
+    assert correcting.session.correction.current == layer.data[PLACES[2]] == layer.selected_label
+    click(person, 60, 100)
+    assert correcting.session.correction.current == 0
+    centre = viewer.scene.camera.center
+    person.drag([at(*PLACES[2]), at(40, 90), at(50, 80)])
+    assert viewer.scene.camera.center != centre
+    assert correcting.session.correction.current == 0
+
+
+def test_next_goes_through_what_is_not_accepted(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    visited = []
+    for _ in CELLS:
+        person.key(Qt.Key.Key_N)
+        visited.append(correcting.session.correction.current)
+        person.key(Qt.Key.Key_A)
+    assert visited == sorted({layer.data[place] for place in PLACES})
+    assert accepted(correcting).ids == set(visited)
+    person.key(Qt.Key.Key_N)
+    assert "All objects of this plane are accepted" in correcting.correct.notice.text()
+    assert correcting.correct.progress.value() == len(CELLS)
+    person.key(Qt.Key.Key_A)
+    assert len(accepted(correcting).ids) == len(CELLS) - 1
+    person.key(Qt.Key.Key_Z, CTRL)
+    assert len(accepted(correcting).ids) == len(CELLS)
+
+
+def test_accept_view_takes_only_what_is_seen_as_a_whole(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    corners = layer.corner_pixels.copy()
+    viewer.scene.camera.zoom *= 2
+    viewer.scene.camera.center = (0, 15, 15)
+    person.wait(lambda: not np.array_equal(layer.corner_pixels, corners))
+    QTest.qWait(50)
+    person.key(Qt.Key.Key_A, SHIFT)
+    assert layer.data[PLACES[0]] in accepted(correcting).ids
+    assert layer.data[PLACES[4]] not in accepted(correcting).ids
+    top, left = layer.corner_pixels[0]
+    bottom, right = layer.corner_pixels[1]
+    for number in accepted(correcting).ids:
+        rows, columns = np.nonzero(layer.data == number)
+        assert top <= rows.min() <= rows.max() <= bottom
+        assert left <= columns.min() <= columns.max() <= right
+
+
+def test_an_object_that_was_not_found_is_painted_and_accepted(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    before = layer.data.copy()
+    person.key(Qt.Key.Key_C)
+    person.drag([at(70, column) for column in range(100, 120, 2)])
+    number = layer.data[70, 110]
+    assert number == before.max() + 1
+    assert accepted(correcting).ids == {number}
+    person.key(Qt.Key.Key_C)
+    person.drag([at(90, column) for column in range(100, 120, 2)])
+    assert layer.data[90, 110] == number + 1
+    person.key(Qt.Key.Key_Escape)
+    assert layer.mode == "pan_zoom"
+    for _ in range(2):
+        person.key(Qt.Key.Key_Z, CTRL)
+    np.testing.assert_array_equal(layer.data, before)
+    assert not accepted(correcting)
+
+
+def test_what_naparis_eraser_takes_is_remembered_as_empty(viewer, found, person):
+    """Without the tools on, too: nothing that a person did is lost to the next run."""
+    layer = viewer.layers["cells objects"]
+    viewer.layers.selection.active = layer
+    number, before = layer.data[PLACES[2]], layer.data.copy()
+    layer.brush_size = 4
+    layer.mode = "erase"
+    person.drag([at(30, column) for column in range(86, 116, 2)])
+    gone = (before > 0) & (layer.data == 0)
+    assert gone.any()
+    kept = found.session.accepted_in(str(layer.unique_id))
+    np.testing.assert_array_equal(kept.empty_at((), layer.data.shape), gone)
+    assert kept.ids == {number}
+    after = layer.data.copy()
+    segment(found, person)
+    assert len([la for la in viewer.layers if "objects" in la.name]) == 1
+    np.testing.assert_array_equal(viewer.layers["cells objects"].data == number, after == number)
+    assert not viewer.layers["cells objects"].data[gone].any()
+
+
+# ------------------------------------------------------------------------------------------------- later predictions
+
+
+def test_accepted_objects_stay_whatever_is_predicted_later(viewer, correcting, person, seen, tiny_model):
+    from napari_cellbrush.engine.model_file import add_to_library
+
+    layer = viewer.layers["cells objects"]
+    click(person, *PLACES[2])
+    person.key(Qt.Key.Key_A)
+    click(person, *PLACES[4])
+    person.key(Qt.Key.Key_D)
+    kept = layer.data == layer.data[PLACES[2]]
+    number = layer.data[PLACES[2]]
+    # The same model elsewhere, another model, another part: what is new lies around.
+    seen["probabilities"] = answers(disc(33, 104, 12), disc(70, 100), disc(119, 110))
+    add_to_library(tiny_model("other", seed=1), "other")
+    correcting.annotate.bench.look_around()
+    person.wait(lambda: correcting.session.find_model("other"))
+    for model, scope in (("tiny", "layer"), ("other", "layer"), ("tiny", "view"), ("other", "view")):
+        correcting.session.choose_model(model)
+        correcting.session.set_options(scope=scope)
+        segment(correcting, person)
+        (name,) = [la.name for la in viewer.layers if la.name.startswith("cells objects") and la.visible]
+        ids = viewer.layers[name].data
+        np.testing.assert_array_equal(ids == number, kept, err_msg=f"{model} {scope}")
+        assert ids[70, 100] not in (0, number)
+        assert not ids[112, 110]
+        assert len(np.unique(ids)) == 3
+        key = str(viewer.layers[name].unique_id)
+        assert correcting.session.accepted_in(key).ids == {number}
+
+
+def test_what_is_accepted_during_a_run_stays_too(viewer, correcting, person, seen, monkeypatch):
+    layer = viewer.layers["cells objects"]
+    click(person, *PLACES[2])
+    number, kept = layer.data[PLACES[2]], layer.data == layer.data[PLACES[2]]
+    seen["probabilities"] = answers(disc(70, 100))
+    show = correcting.annotate.bench.segmenting._show_objects
+
+    def accept_first(sheet, event):
+        correcting.annotate.bench.proofreading.accept()
+        show(sheet, event)
+
+    monkeypatch.setattr(correcting.annotate.bench.segmenting, "_show_objects", accept_first)
+    segment(correcting, person)
+    np.testing.assert_array_equal(viewer.layers["cells objects"].data == number, kept)
+    assert viewer.layers["cells objects"].data[70, 100]
+
+
+def test_undo_does_not_reach_behind_a_new_prediction(viewer, correcting, person, seen):
+    layer = viewer.layers["cells objects"]
+    person.key(Qt.Key.Key_M)
+    for place in PLACES[:2]:
+        click(person, *place)
+    segment(correcting, person)
+    after = layer.data.copy()
+    person.key(Qt.Key.Key_Z, CTRL)
+    np.testing.assert_array_equal(layer.data, after)
+
+
+# --------------------------------------------------------------------------------------------------------- teaching
+
+
+def test_accepted_objects_teach_and_strokes_win(viewer, correcting, person, monkeypatch):
+    tasks = []
+
+    def spy(task, stop):
+        tasks.append(task)
+        yield from ()
+
+    monkeypatch.setattr(runs, "fine_tune", spy)
+    assert "annotation" in correcting.session.why_not_train()
+    layer = viewer.layers["cells objects"]
+    click(person, *PLACES[2])
+    person.key(Qt.Key.Key_A)
+    click(person, *PLACES[0])
+    person.key(Qt.Key.Key_D)
+    kept = layer.data == layer.data[PLACES[2]]
+    assert not correcting.session.why_not_train()
+    strokes = correcting.annotate.bench.annotating.new_annotation(correcting.session.image.key)
+    strokes.data[28:32, 90:110] = 1
+    strokes.refresh()
+    correcting.annotate.bench.fine_tuning.start()
+    person.wait(lambda: tasks and not correcting.session.training.busy)
+    (taught,) = tasks[0].taught()
+    assert (taught[28:32, 90:110] == 1).all()
+    elsewhere = strokes.data == 0
+    assert set(np.unique(taught[kept & elsewhere])) == {2, 3}
+    assert taught[30, 113] == 1
+    assert not taught[PLACES[3]]
+    assert (taught[disc(30, 30, 8) & (layer.data == 0)] == 1).all()
+
+
+def test_objects_painted_from_scratch_are_an_annotation(viewer, workspace, image, person, seen):
+    viewer.add_image(image, name="cells", scale=(0.5, 0.5))
+    workspace.show_tab("correct")
+    person.click(workspace.correct.new_layer)
+    QTest.qWait(20)
+    for row in (30, 70):
+        person.drag([at(row, column) for column in range(40, 60, 2)])
+        person.key(Qt.Key.Key_C)
+    layer = viewer.layers["cells objects"]
+    assert sorted(np.unique(layer.data)) == [0, 1, 2]
+    assert not workspace.session.why_not_train()
+    (checked,) = workspace.annotate.bench.proofreading.checked(workspace.session.image.key)
+    assert checked.accepted == Accepted(frozenset({1, 2}))
+    # What a model finds later comes around them, in the same layer.
+    painted = layer.data.copy()
+    workspace.session.set_options(scope="layer", output="objects")
+    seen["probabilities"] = answers(*CELLS[2:])
+    segment(workspace, person)
+    (found,) = [la for la in viewer.layers if "objects" in la.name]
+    np.testing.assert_array_equal(found.data[painted > 0], painted[painted > 0])
+    assert found.data[PLACES[2]]
+
+
+# ------------------------------------------------------------------------------------------------ stacks and strangers
+
+
+@pytest.mark.parametrize(("axes", "order"), [("ZYX", (0, 1, 2)), ("TYX", (0, 2, 1)), ("CYXZ", (3, 0, 2, 1))])
+def test_planes_of_stacks_are_corrected_one_by_one(viewer, workspace, person, seen, axes, order):
+    sizes = {"Z": 5, "T": 5, "Y": 120, "X": 150, "C": 2}
+    data = np.random.default_rng(0).random([sizes[letter] for letter in axes]).astype(np.float32)
+    viewer.add_image(data, name="stack")
+    workspace.session.set_axes(workspace.session.image.key, axes)
+    workspace.session.set_options(scope="layer", output="objects")
+    segment(workspace, person)
+    person.click(workspace.correct.toggle)
+    layer = viewer.layers["stack objects"]
+    stack_axis = next(i for i, letter in enumerate(axes) if letter in "TZ")
+    viewer.dims.order = order
+    viewer.dims.set_current_step(stack_axis, 1)
+    viewer.reset_view()
+    QTest.qWait(50)
+    ids = np.moveaxis(layer.data, [workspace_axes(layer).index(letter) for letter in
+                                   (axes[stack_axis], "Y", "X")], [0, 1, 2]).reshape(5, 120, 150)
+    others = ids[[0, 2, 3, 4]].copy()
+    number = ids[1, 30, 100]
+    person.drag([tuple({"Y": 30.0, "X": 100.0}[axes[i]] for i in order[-2:])])
+    assert workspace.session.correction.current == number
+    person.key(Qt.Key.Key_D)
+    assert not (ids[1] == number).any()
+    np.testing.assert_array_equal(ids[[0, 2, 3, 4]], others)
+    assert all(run[0] == 1 for run in accepted(workspace).emptied)
+    person.key(Qt.Key.Key_Z, CTRL)
+    assert (ids[1] == number).any()
+
+
+def workspace_axes(layer):
+    return layer.metadata["cellbrush"]["axes"]
+
+
+def test_objects_from_elsewhere_are_corrected_and_teach(viewer, workspace, image, person):
+    viewer.add_image(image, name="cells")
+    ids = np.zeros(image.shape, np.int32)
+    ids[disc(30, 30)], ids[disc(30, 100) | disc(80, 40, 5)] = 7, 90_000
+    viewer.add_labels(ids, name="from elsewhere")
+    workspace.show_tab("correct")
+    person.click(workspace.correct.toggle)
+    viewer.reset_view()
+    QTest.qWait(50)
+    person.key(Qt.Key.Key_A, SHIFT)
+    assert accepted(workspace).ids == {7, 90_000}
+    (checked,) = workspace.annotate.bench.proofreading.checked(workspace.session.image.key)
+    np.testing.assert_array_equal(checked.ids, ids)
+
+
+@pytest.mark.parametrize(("data", "sentence"), [
+    (np.full((120, 150), -3, np.int16), "holds the id -3"),
+])
+def test_labels_that_are_no_objects_are_refused_in_words(viewer, workspace, image, person, data, sentence):
+    viewer.add_image(image, name="cells")
+    viewer.add_labels(data, name="strange")
+    workspace.show_tab("correct")
+    person.click(workspace.correct.toggle)
+    assert sentence in workspace.correct.notice.text()
+    assert workspace.correct.toggle.text() == "Correct"
