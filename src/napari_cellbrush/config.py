@@ -197,7 +197,7 @@ class TrainingConfig(Settings):
 class ObjectsConfig(Settings):
     """How objects are found in class probabilities. A pixel's score is P(cell) minus P(boundary), after smoothing."""
 
-    smoothing_px: float = _setting(1.5, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
+    smoothing_px: float = _setting(1.0, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
                                    "and with them outlines, in pixels as the network sees them; 0 leaves them as they "
                                    "are.", unit="px", ge=0, le=20)
     seed_score: float = _setting(0.5, "Seeds from", "Connected pixels with at least this score are the start of one "
