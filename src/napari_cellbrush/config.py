@@ -238,6 +238,14 @@ class AutosaveConfig(Settings):
                                unit="s", advanced=False, ge=2, le=30)
 
 
+class LiveConfig(Settings):
+    """How the mask follows the brush."""
+
+    feature_memory_mb: int = _setting(1024, "Feature memory", "Memory for what is known of the image; about 150 MB for "
+                                      "each million pixels, more with several channels. With too little, parts are "
+                                      "computed again when the view comes back to them.", unit="MB", ge=64, le=262_144)
+
+
 def load_config(path: Path) -> TrainingConfig:
     """Read training settings from a JSON or TOML file; what is not named keeps its default.
 

@@ -254,3 +254,34 @@ class TileSizeReduced:
 
 
 InferenceEvent = InferenceStarted | TileSegmented | TileSizeReduced
+
+
+@dataclass(frozen=True)
+class HeadFitted:
+    """The instant classifier learnt from the strokes."""
+
+    #: Of the strokes.
+    generation: int
+    #: False where fewer than two classes are painted: there is no answer then.
+    ready: bool
+    #: Labelled pixels that it learnt from.
+    n_pixels: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class LiveTile:
+    """The live answer for a part of one plane."""
+
+    #: Of the strokes behind it.
+    generation: int
+    plane: tuple[int, ...]
+    rows: slice
+    columns: slice
+    #: YX uint8, 1…K: the most probable class.
+    classes: NDArray[np.uint8]
+    #: That it took, features that were not known yet included.
+    seconds: float
+
+
+LiveEvent = HeadFitted | LiveTile

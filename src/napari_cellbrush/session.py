@@ -20,6 +20,7 @@ from napari_cellbrush.config import (
     ClassRole,
     DeviceName,
     InferenceConfig,
+    LiveConfig,
     OutputKind,
     TrainingConfig,
 )
@@ -268,11 +269,13 @@ class Session:
         self.options = Options()
         self.training_config = TrainingConfig()
         self.inference_config = InferenceConfig()
+        self.live_config = LiveConfig()
         self.taking_over = Run()
         self.training = Run()
         self.segmentation = Run()
         self.export = Run()
         self.keeping = Keeping()
+        self.live = Run()
         self.training_events: list[TrainingEvent] = []
 
     # ------------------------------------------------------------------------------------------ images

@@ -81,7 +81,7 @@ def test_the_same_strokes_give_the_same_model_as_the_engine_called_by_hand(paint
     entries = {entry.name: entry for entry in list_models()}
     base = read_model(entries["tiny"].path)
     data = painted.annotate.bench.book.layer(painted.session.image.key).data
-    runs._load_torch()  # the same number of threads: sums in another order are other sums
+    runs.load_torch()  # the same number of threads: sums in another order are other sums
     generator = training.train(base, [Planes(data, "YX")], [labels], painted.session.training_config,
                                classes=painted.session.classes)
     while True:

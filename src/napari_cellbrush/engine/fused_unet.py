@@ -45,16 +45,22 @@ class FusedUNet:
 
     def __call__(self, image: Tensor) -> Tensor:
         """BKhw logits of BCHW, of the network's dtype and channels last, as :meth:`.unet.UNet.forward` gives them."""
+        logits: Tensor = self._head(self.decoded(image)[-1])
+        return logits
+
+    def decoded(self, image: Tensor) -> list[Tensor]:
+        """The expanding path's levels, coarsest first, as :meth:`.unet.UNet.decoded` gives them."""
         skips: list[Tensor] = []
         x = image
         for block in self._down:
             x = _pooled(skips[-1]) if skips else x
             skips.append(self._convolved(x, block))
         x = skips.pop()
+        levels: list[Tensor] = []
         for rise, block in zip(self._rise, self._up, strict=True):
             x = self._convolved(_joined(skips.pop(), rise(x)), block)
-        logits: Tensor = self._head(x)
-        return logits
+            levels.append(x)
+        return levels
 
     def _convolved(self, x: Tensor, block: _Packed) -> Tensor:
         """Unpadded convolutions, each with its ReLU; columns added for the row's length leave no trace."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -45,12 +44,21 @@ class TilePredictor:
         probabilities: NDArray[np.float32] = logits.float().softmax(dim=1)[0].contiguous().cpu().numpy()
         return probabilities
 
-    def _logits(self, image: Tensor) -> Tensor:
-        image = image.to(self._device.torch_device, self._dtype)
-        if self._device.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
+    @torch.inference_mode()
+    def decoded(self, window: NDArray[np.float32]) -> list[Tensor]:
+        """What the expanding path makes of a raw window CYX of a valid size, finest level first: YXF each."""
+        image = torch.from_numpy(self._normalisation.apply(window))[None]
         with _exact_products(self._device, self._dtype):
-            return class_logits(self._network(image))
+            levels = self._network.decoded(self._on_device(image))
+        return [level[0].permute(1, 2, 0) for level in reversed(levels)]
+
+    def _logits(self, image: Tensor) -> Tensor:
+        with _exact_products(self._device, self._dtype):
+            return class_logits(self._network(self._on_device(image)))
+
+    def _on_device(self, image: Tensor) -> Tensor:
+        image = image.to(self._device.torch_device, self._dtype)
+        return image.contiguous(memory_format=torch.channels_last) if self._device.channels_last else image
 
 
 def precision_of(config: InferenceConfig, device: Device) -> torch.dtype:
@@ -67,7 +75,7 @@ def precision_of(config: InferenceConfig, device: Device) -> torch.dtype:
     return device.half if device.half != torch.bfloat16 or fused_unet_works(device.half) else torch.float32
 
 
-def _network_on(device: Device, folded: UNet, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _network_on(device: Device, folded: UNet, dtype: torch.dtype) -> UNet | FusedUNet:
     if device.kind == "cpu" and device.channels_last and fused_unet_works(dtype):
         return FusedUNet(folded, dtype)
     network = copy.deepcopy(folded).to(device.torch_device, dtype)

@@ -103,6 +103,13 @@ class Resampled:
             (rows, columns), self.planes.shape_yx, self.shape_yx, answers.shape[1:], strict=True)]
         return np.stack([_both_ways(across[0], across[1], answer) for answer in answers])
 
+    def network_points(self, rows: NDArray[np.integer],
+                       columns: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where image pixels lie, in network pixels; :meth:`to_image` answers them from there."""
+        first, second = (self._positions(n_image, n_network)[at] for at, n_image, n_network in zip(
+            (rows, columns), self.planes.shape_yx, self.shape_yx, strict=True))
+        return first, second
+
     def _positions(self, n_image: int, n_network: int) -> NDArray[np.float64]:
         """Of every image pixel, in network pixels."""
         inside = np.clip((np.arange(n_image) + 0.5) * self.scale - 0.5, 0, n_network - 1)

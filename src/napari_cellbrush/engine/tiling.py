@@ -56,6 +56,38 @@ def plan_tiles(
     return sorted(tiles, key=lambda tile: _distance(tile, centre))
 
 
+def grid_tiles(region: tuple[slice, slice], shape: tuple[int, int], geometry: UNetGeometry, side: int,
+               spare_px: int = 0) -> list[Tile]:
+    """The tiles of one fixed grid that ``region`` touches, whole: all regions of an image share them.
+
+    Parameters
+    ----------
+    region
+        Rows and columns, inside the image.
+    shape
+        Rows and columns of the image.
+    geometry
+        Of the network.
+    side
+        Of the tiles, in answered pixels; a multiple of the network's stride.
+    spare_px
+        Pixels, at most 4, that each tile is to answer beyond its last row and column.
+    """
+    down, across = ([(start, slice(start, min(start + side, size)))
+                     for start in range(part.start // side * side, part.stop, side)]
+                    for part, size in zip(region, shape, strict=True))
+    return [_tile(row, column, geometry, spare_px) for row in down for column in across]
+
+
+def nearest_first(tiles: list[Tile], view: tuple[slice, slice], centre: tuple[float, float]) -> list[Tile]:
+    """Tiles that a view shows from its centre outwards, then the others, nearest first."""
+    def seen(tile: Tile) -> bool:
+        return all(part.start < shown.stop and shown.start < part.stop
+                   for part, shown in zip((tile.rows, tile.columns), view, strict=True))
+
+    return sorted(tiles, key=lambda tile: (not seen(tile), _distance(tile, centre)))
+
+
 def output_step(geometry: UNetGeometry, tile_size: int) -> int:
     """Output pixels per tile side, a multiple of the stride, for windows of at most ``tile_size``."""
     blocks = (tile_size - 2 * geometry.margin) // geometry.stride

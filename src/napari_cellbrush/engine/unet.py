@@ -81,6 +81,14 @@ class UNet(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """What the head sees: BFhw with F = ``base_filters``."""
+        return self.decoded(image)[-1]
+
+    def decoded(self, image: Tensor) -> list[Tensor]:
+        """What each level of the expanding path gives, coarsest first: BFhw with F = ``base_filters``·2^level.
+
+        At stride s = 2^level, row j covers the output's rows from s·j − 2(s − 1) on: two convolutions take two rows
+        off at each level.
+        """
         skips: list[Tensor] = []
         x: Tensor = image
         for level, block in enumerate(self.down):
@@ -89,10 +97,12 @@ class UNet(nn.Module):
                 skips.append(x)
                 x = nn.functional.max_pool2d(x, 2)
         x = self.dropout(x)
+        levels: list[Tensor] = []
         for rise, block, skip in zip(self.rise, self.up, reversed(skips), strict=True):
             x = rise(x)
             x = block(torch.cat([_centre_crop(skip, x.shape[-2], x.shape[-1]), x], dim=1))
-        return x
+            levels.append(x)
+        return levels
 
     def folded(self) -> UNet:
         """A copy for inference: batch norm folded into the convolutions, dropout off.

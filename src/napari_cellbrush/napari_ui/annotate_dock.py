@@ -28,6 +28,7 @@ from napari_cellbrush.napari_ui.class_table import ClassTable
 from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, side_by_side, wrapped_label
 from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
 from napari_cellbrush.napari_ui.layers import keys_in_words
+from napari_cellbrush.napari_ui.live_panel import LivePanel
 from napari_cellbrush.session import MaskEntry, Notice, Phase, axes_in_words
 
 LARGEST_BRUSH_PX = 100
@@ -56,6 +57,8 @@ class AnnotateDock(Dock):
         self.column.addLayout(side_by_side(self.new, self.take_over))
         for button in (self.new, self.take_over):
             button.setMinimumHeight(BIG_BUTTON_PX)
+        self.live = LivePanel()
+        self.column.addWidget(self.live)
         self.heading("Classes")
         self.table = ClassTable()
         self.column.addWidget(self.table)
@@ -92,6 +95,7 @@ class AnnotateDock(Dock):
         self.axes.editingFinished.connect(self._on_axes_edited)
         self.new.clicked.connect(self._on_new)
         self.take_over.clicked.connect(self._on_take_over)
+        self.live.switched.connect(self.bench.live.switch)
         self.table.chosen.connect(self.bench.annotating.paint_with)
         self.table.renamed.connect(lambda row, name: self._change(row, name=name))
         self.table.recoloured.connect(lambda row, color: self._change(row, color=color))
@@ -110,6 +114,7 @@ class AnnotateDock(Dock):
         self.listen(session.keeping.changed, self._refresh_keeping)
         self.recovery.restoreRequested.connect(lambda: self._keep(self.bench.autosaving.restore))
         self.recovery.discardRequested.connect(lambda: self._keep(self.bench.autosaving.discard))
+        self.listen(session.live.changed, self._refresh_live)
 
     # ---------------------------------------------------------------------------------------------- showing
 
@@ -126,6 +131,7 @@ class AnnotateDock(Dock):
         self._refresh_classes()
         self._refresh_brush()
         self._refresh_keeping()
+        self._refresh_live()
 
     def _refresh_keeping(self) -> None:
         session, keeping = self.session, self.session.keeping
@@ -135,6 +141,10 @@ class AnnotateDock(Dock):
         painting = session.image is not None and session.annotation_of(session.image.key) is not None
         self.saved.setValue(keeping.notice if keeping.notice.text else Notice(
             f"Strokes saved at {keeping.saved}." if keeping.saved and painting else ""))
+
+    def _refresh_live(self) -> None:
+        self.live.setValue(self.session.live)
+        self.live.button.setEnabled(self.session.live.busy or self.session.image is not None)
 
     def _refresh_table(self) -> None:
         session = self.session

@@ -278,7 +278,8 @@ def class_features(classes: Sequence[ClassDefinition]) -> dict[str, list[Any]]:
 
 def keys_in_words(n_classes: int) -> str:
     """The keys of an annotation layer, in one line that breaks between them alone."""
-    keys = (f"1–{min(n_classes, 9)} class", "[ ] brush size", "E erase", "F fill", "Space move", "Ctrl+Z undo")
+    keys = (f"1–{min(n_classes, 9)} class", "[ ] brush size", "E erase", "F fill", "Ctrl+Z undo", "L live",
+            "Space (held) no mask, move")
     return ", ".join(key.replace(" ", "\N{NO-BREAK SPACE}") for key in keys)
 
 

@@ -136,6 +136,14 @@ class ResultLayers:
         self._session.set_accepted(key, "", Accepted())
         self._session.set_accepted(str(layer.unique_id), image.key, accepted)
 
+    def live_mask(self, image: ImageEntry, classes: Sequence[ClassDefinition]) -> Labels:
+        """The layer that follows the strokes on an image: the last one, or a new one."""
+        layer = self._labels(image, self._book.layer(image.key), "live", np.dtype(np.uint8), fresh=False)
+        layer.visible = True
+        self._classes[str(layer.unique_id)] = tuple(classes)
+        self._colour(layer, tuple(classes))
+        return layer
+
     def holds_whole_of_another(self, image: ImageEntry, model: str) -> bool:
         """Whether a glance at a part of an image would wipe what another model said of all of it."""
         found = [self._book.layer(key) for (image_key, _), key in self._keys.items() if image_key == image.key]
@@ -166,7 +174,8 @@ class ResultLayers:
             layers.note_on(found, axes=layers.labels_axes(image.axes))
             return found
         layer = make()
-        layers.note_on(layer, output=kind.split()[0], image=image.name)
+        # What follows the strokes holds classes as well.
+        layers.note_on(layer, output="classes" if kind == "live" else kind.split()[0], image=image.name)
         key = self._book.add(layer, above=found or image_layer)
         self._keys[image.key, kind] = key
         if isinstance(layer, Labels):

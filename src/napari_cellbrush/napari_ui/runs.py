@@ -61,7 +61,7 @@ class DeviceFound:
 
 def look_around(device_name: DeviceName, stop: StopToken) -> Generator[LibraryFound | DeviceFound, None, None]:
     """Read the library, then try the device; the first call in a process loads torch."""
-    _load_torch()
+    load_torch()
     from napari_cellbrush.engine.device import choose_device
 
     yield read_library()
@@ -195,7 +195,7 @@ class Tuned:
 
 def fine_tune(task: TrainingTask, stop: StopToken) -> Generator[TrainingEvent, None, Tuned]:
     """Train on strokes and put the model into the library."""
-    _load_torch()
+    load_torch()
     from napari_cellbrush.engine.device import choose_device
     from napari_cellbrush.engine.model_file import find_model, read_model
     from napari_cellbrush.engine.training import scratch_model, train
@@ -321,7 +321,7 @@ SegmentationEvent = TargetStarted | TargetEvent | ObjectsNumbered | TargetFailed
 
 def segment(task: SegmentationTask, stop: StopToken) -> Generator[SegmentationEvent, None, None]:
     """Segment images one after the other, tile by tile."""
-    _load_torch()
+    load_torch()
     from napari_cellbrush.engine.device import choose_device
     from napari_cellbrush.engine.model_file import find_model, read_model
 
@@ -489,7 +489,8 @@ def _export_objects(task: ExportTask) -> Exported:
     return Exported(task.path, f"{what}, {len(columns)} columns" if columns else what, columns)
 
 
-def _load_torch() -> None:
+def load_torch() -> None:
+    """Import torch in the thread of a job, and leave a core to the window."""
     import torch
 
     # With all cores painting stutters (measured); the number counts for the calling thread.

@@ -20,6 +20,8 @@ from napari_cellbrush.napari_ui.autosaving import Autosaving
 from napari_cellbrush.napari_ui.exporting import Exporting
 from napari_cellbrush.napari_ui.fine_tuning import FineTuning
 from napari_cellbrush.napari_ui.layer_book import LayerBook
+from napari_cellbrush.napari_ui.live import Live
+from napari_cellbrush.napari_ui.live_keys import bind_live_keys
 from napari_cellbrush.napari_ui.measuring import Measuring
 from napari_cellbrush.napari_ui.previewing import Previewing
 from napari_cellbrush.napari_ui.proofreading import Proofreading
@@ -68,6 +70,8 @@ class Workbench(QObject):
         self.previewing = Previewing(self)
         self.measuring = Measuring(self)
         self.autosaving = Autosaving(self)
+        self.live = Live(self)
+        bind_live_keys(self)
         viewer.layers.events.removing.connect(self._on_layer_removing)
         self.session.options_changed.connect(self._on_options_changed)
         if window is not None:
@@ -124,6 +128,7 @@ class Workbench(QObject):
         """Stop everything."""
         self._closed = True
         self.autosaving.close()
+        self.live.close()
         close_all(self._threads)
         self.annotating.close()
         self.proofreading.close()

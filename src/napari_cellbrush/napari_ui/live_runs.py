@@ -1,0 +1,73 @@
+"""What the live loop's jobs do; see :mod:`.runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from napari_cellbrush.config import ClassDefinition, DeviceName, LiveConfig, TrainingConfig
+from napari_cellbrush.engine.live_inbox import LiveInbox
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.events import LiveEvent, StopToken
+from napari_cellbrush.napari_ui.runs import load_torch
+from napari_cellbrush.session import SCRATCH
+
+if TYPE_CHECKING:
+    from napari_cellbrush.engine.features import FeatureSource
+    from napari_cellbrush.engine.model import Model
+
+
+@dataclass(eq=False)
+class KnownFeatures:
+    """The features of one image, kept from run to run; belongs to the jobs."""
+
+    source: FeatureSource | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LiveTask:
+    """Everything that following the strokes on one image needs."""
+
+    #: Whose features are used.
+    base: str
+    planes: Planes
+    classes: tuple[ClassDefinition, ...]
+    config: LiveConfig
+    #: Of random weights, if the base is none.
+    training_config: TrainingConfig
+    #: Object diameter in image pixels; 0 to measure it.
+    diameter_px: float
+    device_name: DeviceName
+    inbox: LiveInbox
+    known: KnownFeatures = field(default_factory=KnownFeatures)
+
+
+def follow_strokes(task: LiveTask, stop: StopToken) -> Generator[LiveEvent, None, None]:
+    """Answer what the view shows with what the strokes say, until stopped."""
+    load_torch()
+    from napari_cellbrush.engine.live import follow
+
+    if task.known.source is None:
+        task.known.source = _features(task)
+    yield from follow(task.known.source, len(task.classes), task.inbox, stop)
+
+
+def _features(task: LiveTask) -> FeatureSource:
+    from napari_cellbrush.engine.device import choose_device
+    from napari_cellbrush.engine.diameter import object_diameter
+    from napari_cellbrush.engine.features import FeatureSource
+
+    device, base = choose_device(task.device_name), _base(task)
+    diameter = object_diameter(base, [task.planes], task.diameter_px, device)
+    return FeatureSource(base, task.planes, base.card.scale_for(diameter), device,
+                         task.config.feature_memory_mb * 2**20)
+
+
+def _base(task: LiveTask) -> Model:
+    from napari_cellbrush.engine.model_file import find_model, read_model
+    from napari_cellbrush.engine.training import scratch_model
+
+    if task.base == SCRATCH:
+        return scratch_model(task.classes, task.planes.n_channels, task.training_config)
+    return read_model(find_model(task.base))

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+import numpy as np
+import pytest
+
+from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig
+from napari_cellbrush.engine.device import Device
+from napari_cellbrush.engine.features import FeatureSource
+from napari_cellbrush.engine.live import follow
+from napari_cellbrush.engine.live_inbox import LiveInbox, Strokes, View
+from napari_cellbrush.engine.model import ModelCard, new_model
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.events import HeadFitted, LiveEvent, LiveTile, StopToken
+
+CPU = Device("cpu", "CPU", None, None, channels_last=True)
+
+
+def discs(n_planes: int = 0, size: int = 600) -> np.ndarray:
+    rows, columns = np.mgrid[:size, :size]
+    plane = ((rows % 40 - 20) ** 2 + (columns % 50 - 25) ** 2 < 12**2).astype(np.float32)
+    stack = np.broadcast_to(plane, (n_planes, size, size)) if n_planes else plane
+    return stack + np.random.default_rng(0).normal(0, 0.1, stack.shape).astype(np.float32)
+
+
+def strokes_on(image: np.ndarray) -> np.ndarray:
+    labels = np.zeros(image.shape, np.uint8)
+    labels[38:42, 5:100] = 1
+    labels[18:22, 20:30] = 2
+    return labels
+
+
+class Loop:
+    """The loop, driven until something happens."""
+
+    def __init__(self, image: np.ndarray, axes: str = "YX", scale: float = 1.0, budget: int = 1 << 30) -> None:
+        card = ModelCard(name="m", classes=DEFAULT_CLASSES, in_channels=1, any_channels=True,
+                         network=NetworkConfig(depth=3, base_filters=8))
+        self.source = FeatureSource(new_model(card, 0), Planes(image, axes), scale, CPU, budget)
+        self.inbox, self.stop = LiveInbox(), StopToken()
+        self.events: list[LiveEvent] = []
+        self._run: Generator[LiveEvent, None, None] = follow(self.source, 3, self.inbox, self.stop)
+
+    def until(self, condition: Callable[[LiveEvent], bool]) -> LiveEvent:
+        for event in self._run:
+            self.events.append(event)
+            if condition(event):
+                return event
+        raise AssertionError("ended")
+
+    def tiles(self, n: int) -> list[LiveTile]:
+        """The next tiles."""
+        found: list[LiveTile] = []
+        self.until(lambda event: isinstance(event, LiveTile) and found.append(event) is None and len(found) == n)
+        return found
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_strokes_of_two_classes_give_a_mask_of_the_whole_image(scale: float) -> None:
+    image = discs()
+    loop = Loop(image, scale=scale)
+    loop.inbox.show(View((), slice(0, 100), slice(0, 100)))
+    loop.inbox.paint(Strokes(1, {(): strokes_on(image)}))
+    fitted = loop.until(lambda event: isinstance(event, HeadFitted))
+    assert fitted.ready
+    mask = np.zeros(image.shape, np.uint8)
+    for tile in loop.tiles(len(loop.source.tiles((slice(None), slice(None))))):
+        mask[tile.rows, tile.columns] = tile.classes
+    assert mask.all()
+    assert np.mean(mask == np.where(image > 0.5, 2, 1)) > 0.9
+
+
+def test_one_class_is_no_answer_and_taking_strokes_back_says_so() -> None:
+    image = discs(size=100)
+    labels = strokes_on(image)
+    loop = Loop(image)
+    loop.inbox.show(View((), slice(0, 100), slice(0, 100)))
+    loop.inbox.paint(Strokes(1, {(): labels * (labels == 1)}))
+    assert not loop.until(lambda event: isinstance(event, HeadFitted)).ready
+    loop.inbox.paint(Strokes(2, {(): labels}))
+    assert loop.until(lambda event: isinstance(event, HeadFitted)).ready
+    loop.inbox.paint(Strokes(3, {}))
+    event = loop.until(lambda event: event.generation == 3)
+    assert isinstance(event, HeadFitted)
+    assert not event.ready
+
+
+def test_what_is_seen_comes_first_and_moving_the_view_changes_the_order() -> None:
+    image = discs()
+    loop = Loop(image)
+    loop.inbox.paint(Strokes(1, {(): strokes_on(image)}))
+    loop.inbox.show(View((), slice(520, 600), slice(520, 600)))
+    first = loop.until(lambda event: isinstance(event, LiveTile))
+    assert (first.rows.start, first.columns.start) == (512, 512)
+    loop.inbox.show(View((), slice(0, 80), slice(520, 600)))
+    second = loop.until(lambda event: isinstance(event, LiveTile))
+    assert (second.rows.start, second.columns.start) == (0, 512)
+
+
+def test_new_strokes_are_answered_before_the_rest_of_the_old_ones() -> None:
+    image = discs()
+    labels = strokes_on(image)
+    loop = Loop(image)
+    loop.inbox.show(View((), slice(0, 100), slice(0, 100)))
+    loop.inbox.paint(Strokes(1, {(): labels}))
+    loop.tiles(3)
+    more = labels.copy()
+    more[58:62, 70:80] = 2
+    loop.inbox.paint(Strokes(2, {(): more}))
+    tile = loop.until(lambda event: isinstance(event, LiveTile))
+    assert tile.generation == 2
+    assert (tile.rows.start, tile.columns.start) == (0, 0)
+
+
+def test_the_same_strokes_give_the_same_mask_whatever_was_painted_before() -> None:
+    image = discs(size=200)
+    labels = strokes_on(image)
+    wrong = labels.copy()
+    wrong[100:140, 100:140] = 3
+    masks = []
+    for history in ([labels], [wrong, labels]):
+        loop = Loop(image)
+        loop.inbox.show(View((), slice(0, 200), slice(0, 200)))
+        for generation, painted in enumerate(history, start=1):
+            loop.inbox.paint(Strokes(generation, {(): painted}))
+            masks.append(loop.until(lambda event: isinstance(event, LiveTile)).classes)
+    np.testing.assert_array_equal(masks[0], masks[2])
+    assert not np.array_equal(masks[0], masks[1])
+
+
+def test_strokes_on_one_plane_answer_the_plane_that_is_looked_at() -> None:
+    image = discs(n_planes=3, size=100)
+    loop = Loop(image, "ZYX")
+    loop.inbox.paint(Strokes(1, {(0,): strokes_on(image[0])}))
+    loop.inbox.show(View((2,), slice(0, 100), slice(0, 100)))
+    tile = loop.until(lambda event: isinstance(event, LiveTile))
+    assert tile.plane == (2,)
+    assert np.mean(tile.classes == np.where(image[2] > 0.5, 2, 1)) > 0.8
+
+
+def test_features_are_ready_before_the_first_answer_is_asked_for() -> None:
+    image = discs(size=100)
+    labels = strokes_on(image)
+    loop = Loop(image)
+    loop.inbox.show(View((), slice(0, 100), slice(0, 100)))
+    loop.inbox.paint(Strokes(1, {(): labels * (labels == 1)}))
+    loop.until(lambda event: isinstance(event, HeadFitted))
+    assert loop.source.has((), loop.source.tiles((slice(None), slice(None)))[0])
+
+
+def test_completing_a_large_image_does_not_forget_what_is_looked_at() -> None:
+    image = discs()
+    one = Loop(image).source
+    n_bytes = one.features((), one.tiles((slice(None), slice(None)))[0]).n_bytes
+    loop = Loop(image, budget=int(1.5 * n_bytes))
+    view = slice(0, 100), slice(0, 100)
+    loop.inbox.show(View((), *view))
+    loop.inbox.paint(Strokes(1, {(): strokes_on(image)}))
+    loop.tiles(9)
+    assert loop.source.has((), loop.source.tiles(view)[0])
+
+
+def test_it_ends_when_it_is_stopped_and_has_nothing_to_do() -> None:
+    loop = Loop(discs(size=100))
+    loop.stop.stop()
+    assert list(loop._run) == []
