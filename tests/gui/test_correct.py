@@ -112,7 +112,7 @@ def test_tools_are_on_only_while_somebody_corrects(viewer, found, person):
     person.click(found.correct.toggle)
     assert [la.name for la in viewer.layers] == names
     assert layer.keymap.keys() == keys.keys()
-    assert not found.correct.next.isEnabled()
+    assert not found.correct.next.isVisible()
     assert layer.mouse_drag_callbacks == mouse
 
 
@@ -223,7 +223,7 @@ def test_next_goes_through_what_is_not_accepted(viewer, correcting, person):
     assert accepted(correcting).ids == set(visited)
     person.key(Qt.Key.Key_N)
     assert "All objects of this plane are accepted" in correcting.correct.notice.text()
-    assert correcting.correct.progress.value() == len(CELLS)
+    assert correcting.correct.progress_words.text().startswith(f"{len(CELLS)} of {len(CELLS)} accepted")
     person.key(Qt.Key.Key_A)
     assert len(accepted(correcting).ids) == len(CELLS) - 1
     person.key(Qt.Key.Key_Z, CTRL)
@@ -464,3 +464,38 @@ def test_labels_that_are_no_objects_are_refused_in_words(viewer, workspace, imag
     person.click(workspace.correct.toggle)
     assert sentence in workspace.correct.notice.text()
     assert workspace.correct.toggle.text() == "Correct"
+
+
+# ------------------------------------------------------------------------------------------------------------ table
+
+
+def test_a_click_on_a_row_goes_to_the_object_and_a_click_on_an_object_to_its_row(viewer, correcting, person):
+    layer, table = viewer.layers["cells objects"], correcting.correct.table
+    correcting.correct.fold.expand(animate=False)
+    person.wait(lambda: len(table.ids()) == len(CELLS))
+    table.sortByColumn(1, Qt.SortOrder.AscendingOrder)
+    sizes = [np.count_nonzero(layer.data == number) for number in table.ids()]
+    assert sizes == sorted(sizes)
+    place = table.visualRect(table.model().index(0, 0)).center()
+    QTest.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, place)
+    number = table.ids()[0]
+    assert correcting.session.correction.current == number
+    rows, columns = np.nonzero(layer.data == number)
+    np.testing.assert_allclose(viewer.scene.camera.center[1:], (rows.mean() / 2, columns.mean() / 2), atol=1)
+    QTest.qWait(50)
+    click(person, *PLACES[4])
+    person.wait(lambda: table.ids()[table.currentIndex().row()] == layer.data[PLACES[4]])
+    centre = viewer.scene.camera.center
+    person.key(Qt.Key.Key_D)
+    person.wait(lambda: len(table.ids()) == len(CELLS) - 1)
+    assert viewer.scene.camera.center == centre
+
+
+def test_the_table_shows_what_was_measured(viewer, correcting, person):
+    layer, table = viewer.layers["cells objects"], correcting.correct.table
+    ids = np.unique(layer.data)[1:]
+    layer.features = {"index": ids, "area [µm²]": ids * 1.5}
+    correcting.correct.fold.expand(animate=False)
+    person.wait(lambda: table.model().columnCount() == 4)
+    assert table.model().headerData(3, Qt.Orientation.Horizontal) == "area [µm²]"
+    assert table.model().index(0, 3).data() == "1.5"

@@ -267,7 +267,7 @@ def _leaves(settings: Settings, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield (*path, name), value
 
 
-class _Fold(QCollapsible):
+class Fold(QCollapsible):
     """A collapsible that looks like a heading; its arrow is text, so that it has the theme's colour."""
 
     def __init__(self, title: str) -> None:
@@ -361,7 +361,7 @@ class ConfigForm(QWidget, Generic[SettingsT]):
         if _has(self._settings_class, advanced=False):
             layout.addWidget(self._build_group(self._settings_class, (), advanced=False))
         if _has(self._settings_class, advanced=True):
-            self.advanced = _Fold("Advanced settings")
+            self.advanced = Fold("Advanced settings")
             self.advanced.addWidget(self._build_group(self._settings_class, (), advanced=True))
             button = QPushButton("Reset to defaults")
             button.clicked.connect(self.reset)

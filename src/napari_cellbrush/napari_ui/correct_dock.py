@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 
-from qtpy.QtCore import QSignalBlocker
-from qtpy.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QProgressBar, QPushButton
+from qtpy.QtCore import QSignalBlocker, QTimer
+from qtpy.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QPushButton
 
+from napari_cellbrush.napari_ui.config_form import Fold
 from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, side_by_side, wrapped_label
 from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
-from napari_cellbrush.session import CorrectionTool
+from napari_cellbrush.napari_ui.object_table import ObjectTable
+from napari_cellbrush.session import CorrectionTool, Notice
 
-_BAR_PX = 6
+#: Milliseconds without a change before the table is made anew.
+_TABLE_AFTER_MS = 200
 _TOOLS: tuple[tuple[CorrectionTool, str, str], ...] = (
     ("select", "Select  (Esc)", "A click chooses the object that the buttons below are about"),
     ("merge", "Merge  (M)", "Click two objects that are one"),
     ("split", "Split  (S)", "Draw a line across an object that is two"))
+_NOTHING_YET = "Segment with the result Objects first, or paint objects one by one."
 _WHAT_IT_DOES = ("Accepted objects (green dots) stay as they are when you segment again, with whatever model. They "
                  "also teach: fine-tuning learns from them, their rims and the background around them, together with "
                  "your strokes. What you change by hand is accepted by itself.\n\nnapari's own brush (P), eraser (E) "
@@ -35,17 +39,17 @@ class CorrectDock(Dock):
         self.new_layer.setToolTip("Make an empty layer for the objects of the chosen image and paint them one by one")
         self.new_layer.setMinimumHeight(BIG_BUTTON_PX)
         self.column.addLayout(side_by_side(self.toggle, self.new_layer))
-        self._build_progress()
-        self._build_tools()
+        with self.part() as self.tool_box:
+            self._build_progress()
+            self._build_tools()
         self.notice = NoticeLabel()
         self.column.addWidget(self.notice)
+        with self.part() as self.table_box:
+            self._build_table()
         self.column.addWidget(wrapped_label(_WHAT_IT_DOES))
 
     def _build_progress(self) -> None:
         self.progress_words = QLabel()
-        self.progress = QProgressBar()
-        self.progress.setTextVisible(False)
-        self.progress.setFixedHeight(_BAR_PX)
         self.previous = QPushButton("Previous  (Shift+N)")
         self.next = QPushButton("Next  (N)")
         self.accept = QPushButton()
@@ -54,7 +58,6 @@ class CorrectDock(Dock):
         for widget in (self.previous, self.next):
             widget.setToolTip("Objects that are not accepted yet")
         self.column.addWidget(self.progress_words)
-        self.column.addWidget(self.progress)
         self.column.addLayout(side_by_side(self.previous, self.next))
         self.column.addLayout(side_by_side(self.accept, self.accept_view))
 
@@ -82,6 +85,17 @@ class CorrectDock(Dock):
         self.column.addLayout(side_by_side(self.delete, self.fill, self.new_object))
         self.column.addLayout(side_by_side(self.undo, self.redo))
 
+    def _build_table(self) -> None:
+        self.table = ObjectTable()
+        self.fold = Fold("Table")
+        self.fold.setToolTip("A click on a row goes to the object; on a column's name, sorts by it")
+        self.fold.addWidget(self.table)
+        self.column.addWidget(self.fold)
+        #: Counting pixels can wait until the hand rests.
+        self._table_timer = QTimer(self)
+        self._table_timer.setSingleShot(True)
+        self._table_timer.setInterval(_TABLE_AFTER_MS)
+
     def _connect(self) -> None:
         session, proofreading = self.session, self.bench.proofreading
         self.layer.chosen.connect(self._on_layer_chosen)
@@ -95,6 +109,9 @@ class CorrectDock(Dock):
             button.clicked.connect(lambda _=False, action=action: action())
         for tool, button in self.tools.items():
             button.clicked.connect(lambda _=False, tool=tool: proofreading.use(tool))
+        self.table.chosen.connect(proofreading.go_to)
+        self.fold.toggled.connect(lambda _: self._table_timer.start())
+        self._table_timer.timeout.connect(self._refresh_table)
         self.listen(session.correction_changed, self._refresh)
         self.listen(session.images_changed, self._refresh)
         self.listen(session.image_chosen, self._refresh)
@@ -124,17 +141,16 @@ class CorrectDock(Dock):
         blocker = QSignalBlocker(self._group)
         self.tools[correction.tool].setChecked(True)
         blocker.unblock()
-        self._refresh_progress()
-        self.notice.setValue(correction.notice)
-
-    def _refresh_progress(self) -> None:
-        correction = self.session.correction
         at_hand = f" At hand: {correction.current}." if correction.current else ""
         self.progress_words.setText(f"{correction.n_accepted:,} of {correction.n_objects:,} accepted.{at_hand}")
-        self.progress.setRange(0, max(1, correction.n_objects))
-        self.progress.setValue(correction.n_accepted)
-        for widget in (self.progress_words, self.progress):
-            widget.setVisible(bool(correction.layer))
+        for part in (self.tool_box, self.table_box):
+            part.setVisible(on)
+        self._table_timer.start()
+        self.notice.setValue(correction.notice if correction.notice.text or choices else Notice(_NOTHING_YET))
+
+    def _refresh_table(self) -> None:
+        if self.fold.isExpanded():
+            self.table.setValue(self.bench.proofreading.table(), self.session.correction.current)
 
     # ----------------------------------------------------------------------------------------------- acting
 

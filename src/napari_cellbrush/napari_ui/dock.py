@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,17 @@ class Dock(QWidget):
             form.addRow(title, field)
         else:
             form.addRow(title, field)
+
+    @contextmanager
+    def part(self) -> Iterator[QWidget]:
+        """What is added meanwhile goes into a widget of its own, to be shown and hidden as a whole."""
+        widget, outside = QWidget(), self.column
+        outside.addWidget(widget)
+        self.column = QVBoxLayout(widget)
+        self.column.setContentsMargins(0, 0, 0, 0)
+        self.column.setSpacing(SPACING_PX)
+        yield widget
+        self.column = outside
 
     def heading(self, text: str) -> None:
         """A title above a block."""

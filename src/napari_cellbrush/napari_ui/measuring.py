@@ -49,7 +49,8 @@ class Measuring(QObject):
         viewer = self._bench.book.viewer
         self._image_key = image_key
         self._before = set(viewer.layers.selection), viewer.layers.selection.active
-        self._sheet = Shapes(ndim=max(2, viewer.dims.ndim), name="length", edge_color=LINE_COLOR)
+        units = next((layer.units for layer in viewer.layers if layer.ndim == viewer.dims.ndim), None)
+        self._sheet = Shapes(ndim=max(2, viewer.dims.ndim), name="length", edge_color=LINE_COLOR, units=units)
         self._sheet.mouse_drag_callbacks.append(self._on_drag)
         self._sheet.bind_key("Escape", lambda _: self.stop(), overwrite=True)
         self._bench.book.add(self._sheet)

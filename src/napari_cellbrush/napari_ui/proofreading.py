@@ -83,6 +83,19 @@ class Proofreading(QObject):
             found.append(runs.CheckedObjects(ids, accepted))
         return tuple(found)
 
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Columns of the objects of the plane shown: id, pixels, whether accepted, and what was measured of them."""
+        if self._layer is None:
+            return {}
+        ids, pixels = np.unique(self._plane(), return_counts=True)
+        pixels, ids = pixels[ids > 0], ids[ids > 0]
+        columns = {"id": ids, "pixels": pixels, "accepted": self._accepted.covers(ids)}
+        measured = self._layer.features
+        if "index" in measured and measured["index"].is_unique:
+            known = measured.set_index("index").reindex(ids)
+            columns |= {str(name): known[name].to_numpy() for name in known}
+        return columns
+
     # -------------------------------------------------------------------------------------------- on and off
 
     def start(self, layer_key: str) -> None:
@@ -179,9 +192,9 @@ class Proofreading(QObject):
         layer = self._layer
         if layer is None:
             return
+        self._session.set_correction(current=number)
         if number and layer.selected_label != number:
             layer.selected_label = number
-        self._session.set_correction(current=number)
         self._refresh()
 
     def go_on(self, step: int = 1) -> None:
@@ -274,8 +287,8 @@ class Proofreading(QObject):
         self._history_of_layer("redo")
 
     def _history_of_layer(self, action: str) -> None:
-        if self._layer is not None:
-            getattr(self._histories[str(self._layer.unique_id)], action)()
+        if self._layer is not None and not getattr(self._histories[str(self._layer.unique_id)], action)():
+            self._say(f"There is nothing to {action}.")
 
     def _merge(self, second: int) -> None:
         from napari_cellbrush.engine.proofreading import merged
@@ -351,7 +364,8 @@ class Proofreading(QObject):
     def _draw_path(self, positions: list[Any]) -> None:
         path = self._path_on_plane(positions)
         if path is not None and len(path) > 1 and self._marks is not None:
-            self._marks.draw(self._index(), [np.asarray(path)])
+            outline = self._outline(self._session.correction.current, self._boxes_shown())
+            self._marks.draw(self._index(), [*outline, np.asarray(path)])
 
     def _path_on_plane(self, positions: list[Any]) -> list[tuple[float, float]] | None:
         """Rows and columns, outside of the image too; None where the view shows no planes of it."""
@@ -408,7 +422,8 @@ class Proofreading(QObject):
 
     def _on_accepted_changed(self, key: str) -> None:
         if not self._changing and key == self._session.correction.layer:
-            self._refresh()
+            at_rest = self._layer is not None and self._layer.mode == "pan_zoom"
+            self._refresh(Notice(_HINTS[self._session.correction.tool]) if at_rest else None)
 
     def _on_label_selected(self, event: Any) -> None:
         if self._layer is not None and self._session.correction.current != self._layer.selected_label:
@@ -495,22 +510,25 @@ class Proofreading(QObject):
         """Draw what is at hand and what is accepted, and tell the session how far it is."""
         if self._layer is None or self._marks is None:
             return
-        from napari_cellbrush.engine.outlines import outlines
-
         boxes, index, current = self._boxes_shown(), self._index(), self._session.correction.current
-        box = boxes.get(current)
-        rings = []
-        if box is not None:
-            for polygon in outlines(self._plane()[box] == current)[1]:
-                rings += [polygon.outer, *polygon.holes]
-        # Corners of pixels, as rows and columns of their centres.
-        self._marks.draw(index, [np.concatenate([ring, ring[:1]])[:, ::-1] - 0.5 + [box[0].start, box[1].start]
-                                 for ring in rings if box is not None])
+        self._marks.draw(index, self._outline(current, boxes))
         done = sorted(self._accepted.ids & boxes.keys())
         self._marks.dot(index, np.array([self._place(number, boxes) for number in done], float))
         changes = {} if notice is None else {"notice": notice}
-        self._session.set_correction(n_objects=len(boxes), n_accepted=len(done), current=current if box else 0,
+        self._session.set_correction(n_objects=len(boxes), n_accepted=len(done),
+                                     current=current if current in boxes else 0,
                                      current_accepted=current in self._accepted.ids, **changes)
+
+    def _outline(self, number: int, boxes: Boxes) -> list[NDArray[Any]]:
+        """Closed lines along the edges of an object's pixels, as rows and columns of pixels' centres."""
+        from napari_cellbrush.engine.outlines import outlines
+
+        if number not in boxes:
+            return []
+        rows, columns = boxes[number]
+        polygons = outlines(self._plane()[rows, columns] == number)[1]
+        rings = [ring for polygon in polygons for ring in (polygon.outer, *polygon.holes)]
+        return [np.concatenate([ring, ring[:1]])[:, ::-1] - 0.5 + [rows.start, columns.start] for ring in rings]
 
     def _place(self, number: int, boxes: Boxes) -> tuple[float, float, float]:
         if number not in self._places:
@@ -545,8 +563,8 @@ class History:
         self._undone: deque[_Step] = deque(maxlen=STEPS)
         self._own = False
         layer.events.paint.connect(self._on_painted)
-        layer.bind_key("Control-Z", _without_layer(self.undo), overwrite=True)
-        layer.bind_key("Control-Shift-Z", _without_layer(self.redo), overwrite=True)
+        for key, action in (("Control-Z", self.undo), ("Control-Shift-Z", self.redo)):
+            layer.bind_key(key, _without_layer(action), overwrite=True)
 
     def close(self) -> None:
         """Stop listening."""
@@ -567,24 +585,28 @@ class History:
                 self._own = False
         self._add(_Step(self._accepted, accepted, pixels is not None))
 
-    def undo(self) -> None:
-        """Take the last step back."""
-        if self._done:
-            step = self._done.pop()
-            self._undone.append(step)
-            # First what is accepted: undoing pixels repaints, and everybody looks.
-            self._tell(step.before)
-            if step.pixels:
-                self._layer.undo()
+    def undo(self) -> bool:
+        """Take the last step back; whether there was one."""
+        if not self._done:
+            return False
+        step = self._done.pop()
+        self._undone.append(step)
+        # First what is accepted: undoing pixels repaints, and everybody looks.
+        self._tell(step.before)
+        if step.pixels:
+            self._layer.undo()
+        return True
 
-    def redo(self) -> None:
-        """Do the last undone step again."""
-        if self._undone:
-            step = self._undone.pop()
-            self._done.append(step)
-            self._tell(step.after)
-            if step.pixels:
-                self._layer.redo()
+    def redo(self) -> bool:
+        """Do the last undone step again; whether there was one."""
+        if not self._undone:
+            return False
+        step = self._undone.pop()
+        self._done.append(step)
+        self._tell(step.after)
+        if step.pixels:
+            self._layer.redo()
+        return True
 
     @property
     def _accepted(self) -> Accepted:
@@ -653,7 +675,7 @@ def _check(layer: Labels, mask: MaskEntry) -> None:
         raise AnnotationError(f"Nobody knows what the axes of '{mask.name}' mean", "Open the image that it belongs to")
 
 
-def _without_layer(action: Callable[[], None]) -> Callable[[Labels], None]:
+def _without_layer(action: Callable[[], object]) -> Callable[[Labels], None]:
     """napari hands the layer to whatever a key is bound to."""
     def act(layer: Labels) -> None:
         action()

@@ -20,7 +20,7 @@ LINE_PX = 2.0
 LINE_COLOR = "#ffffff"
 ACCEPTED_COLOR = "#3ddc84"
 #: Diameter of a dot, as a fraction of its object's.
-DOT_FRACTION = 0.35
+DOT_FRACTION = 0.28
 
 
 def overlay_of(layer: Layer) -> dict[str, Any]:
@@ -50,6 +50,9 @@ class Marks:
         self._lines = Shapes(ndim=layer.ndim, name="object at hand", edge_color=LINE_COLOR, **overlay_of(layer))
         for added in (self._dots, self._lines):
             book.add(added)
+        #: What is drawn: drawing the same again takes a tenth of a second.
+        self._drawn: list[NDArray[Any]] = []
+        self._dotted = np.zeros((0, layer.ndim + 1))
 
     def close(self) -> None:
         """Take the layers away."""
@@ -59,18 +62,25 @@ class Marks:
 
     def draw(self, index: layers.Index, paths: Sequence[NDArray[Any]]) -> None:
         """Draw lines on a plane instead of those drawn before; each is N × 2, rows and columns."""
+        drawn = [np.stack(layers.in_layer_coordinates(self._axes, index, *path.T), axis=1) for path in paths]
+        if len(drawn) == len(self._drawn) and all(map(np.array_equal, drawn, self._drawn)):
+            return
+        self._drawn = drawn
         self._lines.data = []
-        if not paths:
+        if not drawn:
             return
         zoom, scale = self._book.viewer.scene.camera.zoom, float(np.max(np.abs(self._lines.scale)))
-        drawn = [np.stack(layers.in_layer_coordinates(self._axes, index, *path.T), axis=1) for path in paths]
         self._lines.add(drawn, shape_type="path", edge_width=LINE_PX / max(zoom * scale, 1e-9), edge_color=LINE_COLOR)
         self._lines.selected_data = set()
 
     def dot(self, index: layers.Index, places: NDArray[Any]) -> None:
         """Mark accepted objects of a plane: N × 3, row, column and diameter."""
         rows, columns, sizes = places.reshape(-1, 3).T
-        self._dots.data = np.stack(layers.in_layer_coordinates(self._axes, index, rows, columns), axis=1)
+        dotted = np.stack([*layers.in_layer_coordinates(self._axes, index, rows, columns), sizes], axis=1)
+        if np.array_equal(dotted, self._dotted):
+            return
+        self._dotted = dotted
+        self._dots.data = dotted[:, :-1]
         if len(sizes):
             self._dots.size = np.maximum(sizes * DOT_FRACTION, 1.0)
         self._dots.selected_data = set()
