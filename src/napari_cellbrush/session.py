@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.model_file import ModelEntry
     from napari_cellbrush.engine.session_folder import SavedSession
     from napari_cellbrush.engine.training import Ended
+    from napari_cellbrush.engine.training_state import Outline
 
 Scope = Literal["view", "slice", "layer", "all"]
 CorrectionTool = Literal["select", "merge", "split"]
@@ -193,6 +194,8 @@ class TunedModel:
     n_steps: int
     #: The model that was chosen before; where "revert" goes back to.
     previous: str
+    #: Where the score of other strokes would lie, 95 %; None where too few strokes are held out.
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,8 @@ class Session:
         self.model = ""
         self._preferred: tuple[str, str] | None = None
         self.tuned: TunedModel | None = None
+        #: A fine-tuning that was stopped or killed, and can go on.
+        self.unfinished: Outline | None = None
         self.device_text = ""
         self.device_note = ""
 
@@ -559,6 +564,12 @@ class Session:
         if changed != self.options:
             self.options = changed
             self.options_changed.emit()
+
+    def set_unfinished(self, outline: Outline | None) -> None:
+        """Tell which fine-tuning can go on."""
+        if outline != self.unfinished:
+            self.unfinished = outline
+            self.training.changed.emit()
 
     def add_training_event(self, event: TrainingEvent) -> None:
         """Remember an event of the present training, so that a dock opened later can show it too."""

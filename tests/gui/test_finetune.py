@@ -7,10 +7,17 @@ import pytest
 from qtpy.QtCore import Qt
 
 from napari_cellbrush.config import NetworkConfig
-from napari_cellbrush.engine import training
+from napari_cellbrush.engine import training, training_state
 from napari_cellbrush.engine.model_file import list_models, read_model
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.events import BaseScoring, TrainingStarted, TrainingStep, ValidationScored
+from napari_cellbrush.events import (
+    BaseScoring,
+    TrainingNote,
+    TrainingResumed,
+    TrainingStarted,
+    TrainingStep,
+    ValidationScored,
+)
 from napari_cellbrush.napari_ui import runs
 from napari_cellbrush.napari_ui.fine_tuning import outcome_in_words
 from napari_cellbrush.session import SCRATCH, TunedModel
@@ -259,6 +266,46 @@ def test_stop_keeps_the_best_within_a_step_and_a_second(painted, person):
     assert notice.text.startswith("Stopped after")
     assert painted.session.tuned.ended == "stopped"
     assert painted.session.model == "cells model"
+
+
+def test_a_stopped_training_can_be_continued_to_the_same_model(painted, person):
+    dock, session = painted.finetune, painted.session
+    session.training_config = session.training_config.replace(max_steps=12)
+    person.click(dock.run.button)
+    finished(painted, person)
+    whole = read_model({entry.name: entry.path for entry in list_models()}["cells model"])
+    assert not dock.resume.isVisible()
+    dock.name.setText("in two parts")
+    person.click(dock.run.button)
+    person.wait(lambda: any(isinstance(event, TrainingStep) for event in session.training_events))
+    person.click(dock.run.button)
+    finished(painted, person)
+    n_done = session.tuned.n_steps
+    assert 1 <= n_done < 12
+    assert dock.resume.text() == f"Continue after step {n_done} of 12"
+    person.click(dock.resume)
+    finished(painted, person)
+    assert any(isinstance(event, TrainingResumed) for event in session.training_events)
+    assert list(dock.curve._loss.x) == list(range(1, 13))
+    assert session.tuned.ended == "steps"
+    assert read_model({entry.name: entry.path for entry in list_models()}["in two parts-2"]).weights_hash == (
+        whole.weights_hash)
+    assert not dock.resume.isVisible()
+
+
+def test_a_training_that_a_crash_left_is_offered_and_starts_anew_if_strokes_changed(painted, person):
+    dock, session = painted.finetune, painted.session
+    outline = training_state.Outline("lost", 7, 3, ("cells",))
+    runs.unfinished_file().parent.mkdir(parents=True, exist_ok=True)
+    training_state.write_state(training_state.TrainingState(outline, {"the strokes": "others"}, {}),
+                               runs.unfinished_file())
+    painted.annotate.bench.look_around()
+    person.wait(lambda: dock.resume.isVisible())
+    person.click(dock.resume)
+    finished(painted, person)
+    assert any("the strokes" in event.text for event in session.training_events if isinstance(event, TrainingNote))
+    assert session.tuned.name == "lost"
+    assert not runs.unfinished_file().exists()
 
 
 def test_any_error_at_any_step_leaves_the_dock_idle_with_a_sentence_and_the_models_as_they_were(painted, person,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import QObject
 
 from napari_cellbrush.errors import CellbrushError
-from napari_cellbrush.events import BaseScoring, TrainingEvent, TrainingStarted, TrainingStep
+from napari_cellbrush.events import BaseScoring, TrainingEvent, TrainingNote, TrainingStarted, TrainingStep
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job
 from napari_cellbrush.session import Phase, TunedModel
@@ -43,12 +43,23 @@ class FineTuning(QObject):
             return f"Save '{self.unsaved.name}' first, or discard it."
         return self._session.why_not_train()
 
-    def start(self, name: str = "") -> None:
-        """Train on the strokes of all images; ends at once, with a sentence, if that is not possible."""
+    def start(self, name: str = "", resumes: bool = False) -> None:
+        """Train on the strokes of all images; ends at once, with a sentence, if that is not possible.
+
+        Parameters
+        ----------
+        name
+            For the new model; a default one, or that of the unfinished training, if empty.
+        resumes
+            Go on with the unfinished training, if it learnt from the same.
+        """
         if self._run.busy or self.why_not():
             return
+        unfinished = self._session.unfinished
+        if resumes and unfinished is not None:
+            name = name or unfinished.name
         try:
-            task = self._task(name or self.default_name())
+            task = self._task(name or self.default_name(), resumes)
         except CellbrushError as error:
             self._run.end(str(error), "error")
             return
@@ -77,7 +88,7 @@ class FineTuning(QObject):
             name, self.unsaved = self.unsaved.name, None
             self._run.end(f"'{name}' is discarded.")
 
-    def _task(self, name: str) -> runs.TrainingTask:
+    def _task(self, name: str, resumes: bool) -> runs.TrainingTask:
         session, bench = self._session, self._bench
         images = [image for key in session.taught_images() if (image := session.find_image(key)) is not None]
         return runs.TrainingTask(
@@ -89,6 +100,7 @@ class FineTuning(QObject):
             config=session.training_config,
             device_name=session.options.device_name,
             name=name,
+            resumes=resumes,
         )
 
     def _launch(self, job: Job) -> None:
@@ -111,6 +123,8 @@ class FineTuning(QObject):
         elif isinstance(event, TrainingStarted):
             size = f" Objects are taken to be {event.diameter_px:.0f} px across." if event.diameter_px else ""
             self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision}).{size}")
+        elif isinstance(event, TrainingNote):
+            self._run.say(event.text, "warning")
         if isinstance(event, TrainingStep):
             self._latest = event
 
@@ -134,7 +148,7 @@ class FineTuning(QObject):
         self.unsaved = None
         result = tuned.result
         outcome = TunedModel(tuned.name, result.improved, result.base_score, result.score, result.no_score_reason,
-                             result.ended, result.n_steps, self._previous)
+                             result.ended, result.n_steps, self._previous, result.interval)
         self._session.finish_training(outcome)
         self._run.end(outcome_in_words(outcome), "success" if outcome.improved else "warning")
         if outcome.improved and self._session.options.segment_after_training:
@@ -142,6 +156,7 @@ class FineTuning(QObject):
 
     def _on_failed(self, error: CellbrushError) -> None:
         self._job = None
+        self._session.set_unfinished(runs.read_unfinished())
         self._run.end(str(error), "error")
 
 

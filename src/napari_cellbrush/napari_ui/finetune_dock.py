@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QPushButton, QVBoxLayout
 
 from napari_cellbrush.config import TrainingConfig
-from napari_cellbrush.events import TrainingEvent, TrainingStarted, TrainingStep, ValidationScored
+from napari_cellbrush.events import TrainingEvent, TrainingResumed, TrainingStarted, TrainingStep, ValidationScored
 from napari_cellbrush.napari_ui.config_form import ConfigForm
 from napari_cellbrush.napari_ui.controls import ChoiceBox, RunPanel, side_by_side, wrapped_label
 from napari_cellbrush.napari_ui.dock import Dock, model_choices
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 DEVICES = (("auto", "Automatic", "The GPU if there is one that works, else the CPU"), ("cpu", "CPU", ""),
            ("cuda", "GPU (CUDA)", ""), ("mps", "Apple GPU (MPS)", ""))
 _SCORE_TIP = ("Mean intersection over union of the classes, from 0 to 1, on strokes that were kept away from training. "
-              "Base and tuned model are measured on the same pixels.")
+              "Base and tuned model are measured on the same pixels. In brackets, where the score of other strokes "
+              "would lie (95 %): the wider, the less this one says. More strokes make it narrower.")
 
 
 class FineTuneDock(Dock):
@@ -36,6 +37,10 @@ class FineTuneDock(Dock):
         self.row(form, "Save as", self.name)
         self.run = RunPanel("Fine-tune", "Stop and keep best")
         self.column.addWidget(self.run)
+        self.resume = QPushButton()
+        self.resume.setToolTip("Go on from the last step that was kept, to the same result as without interruption. If "
+                               "strokes or settings have changed since, it starts anew.")
+        self.column.addWidget(self.resume)
         self.curve: LearningCurve | None = None
         self._curve_place = QVBoxLayout()
         self.column.addLayout(self._curve_place)
@@ -68,6 +73,7 @@ class FineTuneDock(Dock):
         self.base.chosen.connect(session.choose_base)
         self.run.startRequested.connect(lambda: tuning.start(self.name.text().strip()))
         self.run.stopRequested.connect(tuning.stop)
+        self.resume.clicked.connect(lambda: tuning.start(self.name.text().strip(), resumes=True))
         self.revert.clicked.connect(session.revert)
         self.save_again.clicked.connect(lambda: tuning.save_again(self.name.text().strip()))
         self.discard.clicked.connect(tuning.discard)
@@ -100,6 +106,11 @@ class FineTuneDock(Dock):
 
     def _refresh_run(self) -> None:
         self.run.setValue(self.session.training, self.bench.fine_tuning.why_not())
+        unfinished = self.session.unfinished
+        self.resume.setVisible(unfinished is not None and not self.session.training.busy)
+        if unfinished is not None:
+            self.resume.setText(f"Continue after step {unfinished.step} of {unfinished.n_steps}")
+            self.resume.setEnabled(not self.bench.fine_tuning.why_not())
         self.name.setPlaceholderText(self.bench.fine_tuning.default_name())
         for widget in (self.base, self.name, self.config, self.device):
             widget.setEnabled(not self.session.training.busy)
@@ -115,6 +126,8 @@ class FineTuneDock(Dock):
         named = [(word, value) for word, value in (("before", before), ("after", after)) if value is not None]
         scores = "  →  ".join(f"{word} {value:.2f}" for word, value in named)
         scores = scores.removeprefix("after ") if before is None else scores
+        if tuned and tuned.interval:
+            scores += " ({:.2f} to {:.2f})".format(*tuned.interval)
         self.score.setText(f"Held-out strokes: <b>{scores}</b>" if scores else "")
         self.score.setVisible(bool(scores))
         reason = tuned.no_score_reason if tuned else started.no_score_reason if started else ""
@@ -141,6 +154,11 @@ class FineTuneDock(Dock):
             self._refresh_outcome()
         elif isinstance(event, TrainingStep):
             curve.add_loss(event.step, event.loss)
+        elif isinstance(event, TrainingResumed):
+            for step, loss in enumerate(event.losses, start=1):
+                curve.add_loss(step, loss)
+            for at, score in event.scores:
+                curve.add_score(at, score)
         elif isinstance(event, ValidationScored):
             curve.add_score(event.step, event.score)
         curve.setVisible(curve.is_line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -26,8 +27,16 @@ from napari_cellbrush.config import (
 )
 from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.axes import PixelSize
+from napari_cellbrush.engine.home import home_folder
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError, ModelError, ModelFileError
+from napari_cellbrush.errors import (
+    AnnotationError,
+    CellbrushError,
+    ImageError,
+    ModelError,
+    ModelFileError,
+    TrainingStateError,
+)
 from napari_cellbrush.events import InferenceEvent, InferenceStarted, StopToken, TileSegmented, TrainingEvent
 from napari_cellbrush.session import SCRATCH
 
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.model import Model
     from napari_cellbrush.engine.model_file import ModelEntry
     from napari_cellbrush.engine.training import TrainingResult
+    from napari_cellbrush.engine.training_state import Outline
 
 
 
@@ -49,6 +59,8 @@ class LibraryFound:
     models: tuple[ModelEntry, ...]
     default_base: str
     problems: tuple[str, ...]
+    #: A fine-tuning that was stopped or killed, and can go on.
+    unfinished: Outline | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,22 @@ def read_library() -> LibraryFound:
     from napari_cellbrush.engine.model_file import DEFAULT_BASE, scan_models
 
     models, errors = scan_models()
-    return LibraryFound(tuple(models), DEFAULT_BASE, tuple(str(error) for error in errors))
+    return LibraryFound(tuple(models), DEFAULT_BASE, tuple(str(error) for error in errors), read_unfinished())
+
+
+def unfinished_file() -> Path:
+    """Where a fine-tuning keeps its state while it runs; the newest one alone."""
+    return home_folder() / "unfinished.training"
+
+
+def read_unfinished() -> Outline | None:
+    """The fine-tuning that can go on, if there is one; reads no tensor."""
+    from napari_cellbrush.engine.training_state import read_outline
+
+    try:
+        return read_outline(unfinished_file()) if unfinished_file().exists() else None
+    except TrainingStateError:
+        return None
 
 
 # --------------------------------------------------------------------------------------------------- take over
@@ -167,6 +194,8 @@ class TrainingTask:
     device_name: DeviceName
     #: For the new model; the library adds a number where it is taken.
     name: str
+    #: Whether to go on with the unfinished one, if it learnt from the same; else that is given up.
+    resumes: bool = False
     #: Per image, objects that teach where no stroke says otherwise.
     checked: tuple[tuple[CheckedObjects, ...], ...] = ()
 
@@ -197,7 +226,7 @@ def fine_tune(task: TrainingTask, stop: StopToken) -> Generator[TrainingEvent, N
     """Train on strokes and put the model into the library."""
     load_torch()
     from napari_cellbrush.engine.device import choose_device
-    from napari_cellbrush.engine.model_file import find_model, read_model
+    from napari_cellbrush.engine.model_file import add_to_library, find_model, read_model
     from napari_cellbrush.engine.training import scratch_model, train
 
     if task.base == SCRATCH:
@@ -205,24 +234,35 @@ def fine_tune(task: TrainingTask, stop: StopToken) -> Generator[TrainingEvent, N
     else:
         base = read_model(find_model(task.base))
     result = yield from train(base, task.images, task.taught(), task.config, classes=task.classes,
-                              device=choose_device(task.device_name), stop=stop, name=task.name)
+                              device=choose_device(task.device_name), stop=stop, name=task.name,
+                              state_file=_state_file(task))
     try:
-        return _saved(result, task.name)
+        path = add_to_library(result.model, task.name)
+        if not result.stopped:
+            unfinished_file().unlink(missing_ok=True)
+        return Tuned(path.stem, result, read_library())
     except ModelFileError as error:
         # A full disk must not cost the training: the model stays in memory until it could be saved.
         return Tuned(task.name, result, read_library(), str(error))
 
 
+def _state_file(task: TrainingTask) -> Path | None:
+    """Where to keep the state; None where there is no room for it, which must not keep anybody from training."""
+    file = unfinished_file()
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not task.resumes:
+            file.unlink(missing_ok=True)
+        return file
+    return None
+
+
 def save_again(tuned: Tuned, name: str, stop: StopToken) -> Generator[None, None, Tuned]:
     """Put a model into the library that could not be saved before."""
-    yield
-    return _saved(tuned.result, name)
-
-
-def _saved(result: TrainingResult, name: str) -> Tuned:
     from napari_cellbrush.engine.model_file import add_to_library
 
-    return Tuned(add_to_library(result.model, name).stem, result, read_library())
+    yield
+    return Tuned(add_to_library(tuned.result.model, name).stem, tuned.result, read_library())
 
 
 # ----------------------------------------------------------------------------------------------------- segment

@@ -123,6 +123,7 @@ class Workbench(QObject):
         for problem in library.problems:
             _log.warning("%s", problem)
         self.session.set_models(library.models, library.default_base)
+        self.session.set_unfinished(library.unfinished)
 
     def close(self) -> None:
         """Stop everything."""
