@@ -63,7 +63,7 @@ class MaskEntry:
     shape: tuple[int, ...]
     #: Whether it holds whole numbers (labels) rather than probabilities.
     labels: bool
-    #: What a run wrote into it: "objects", "classes" or "probability"; empty for all other layers.
+    #: What a run wrote into it: "objects", "classes", "probability" or "weights"; empty for all other layers.
     output: str = ""
 
 

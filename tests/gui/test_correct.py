@@ -448,7 +448,7 @@ def test_objects_from_elsewhere_are_corrected_and_teach(viewer, workspace, image
     person.click(workspace.correct.toggle)
     viewer.reset_view()
     QTest.qWait(50)
-    person.key(Qt.Key.Key_A, SHIFT)
+    person.click(workspace.correct.accept_all)
     assert accepted(workspace).ids == {7, 90_000}
     (checked,) = workspace.annotate.bench.proofreading.checked(workspace.session.image.key)
     np.testing.assert_array_equal(checked.ids, ids)

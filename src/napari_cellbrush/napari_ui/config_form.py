@@ -346,6 +346,7 @@ class ConfigForm(QWidget, Generic[SettingsT]):
             row, role = layout.getWidgetPosition(editor)
             if role is not None and row >= 0:
                 both = QHBoxLayout()
+                both.setSpacing(4)
                 layout.removeWidget(editor)
                 both.addWidget(editor, 1)
                 both.addWidget(widget)

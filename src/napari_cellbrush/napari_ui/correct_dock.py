@@ -53,13 +53,17 @@ class CorrectDock(Dock):
         self.previous = QPushButton("Previous  (Shift+N)")
         self.next = QPushButton("Next  (N)")
         self.accept = QPushButton()
-        self.accept_view = QPushButton("Accept view  (Shift+A)")
+        self.accept.setToolTip("The object at hand is right as it is")
+        self.accept_view = QPushButton("View  (Shift+A)")
         self.accept_view.setToolTip("Accept all objects that the view shows as a whole")
+        self.accept_all = QPushButton("All")
+        self.accept_all.setToolTip("Accept all objects of the layer, on all planes")
         for widget in (self.previous, self.next):
             widget.setToolTip("Objects that are not accepted yet")
         self.column.addWidget(self.progress_words)
         self.column.addLayout(side_by_side(self.previous, self.next))
-        self.column.addLayout(side_by_side(self.accept, self.accept_view))
+        self.heading("Accept")
+        self.column.addLayout(side_by_side(self.accept, self.accept_view, self.accept_all))
 
     def _build_tools(self) -> None:
         self.heading("Put right")
@@ -103,9 +107,10 @@ class CorrectDock(Dock):
         for button, action in (
                 (self.new_layer, proofreading.new_layer), (self.next, proofreading.go_on),
                 (self.previous, partial(proofreading.go_on, -1)), (self.accept, proofreading.accept),
-                (self.accept_view, proofreading.accept_view), (self.delete, proofreading.delete),
-                (self.fill, proofreading.fill_holes), (self.new_object, proofreading.new_object),
-                (self.undo, proofreading.undo), (self.redo, proofreading.redo)):
+                (self.accept_view, proofreading.accept_view), (self.accept_all, proofreading.accept_all),
+                (self.delete, proofreading.delete), (self.fill, proofreading.fill_holes),
+                (self.new_object, proofreading.new_object), (self.undo, proofreading.undo),
+                (self.redo, proofreading.redo)):
             button.clicked.connect(lambda _=False, action=action: action())
         for tool, button in self.tools.items():
             button.clicked.connect(lambda _=False, tool=tool: proofreading.use(tool))
@@ -132,12 +137,9 @@ class CorrectDock(Dock):
         self.toggle.setEnabled(bool(choices))
         self.new_layer.setEnabled(session.image is not None)
         self.new_layer.setVisible(not on)
-        for widget in (self.previous, self.next, self.accept_view, *self.tools.values(), self.new_object, self.undo,
-                       self.redo):
-            widget.setEnabled(on)
         for widget in (self.accept, self.delete, self.fill):
             widget.setEnabled(bool(correction.current))
-        self.accept.setText("Take back  (A)" if correction.current_accepted else "Accept  (A)")
+        self.accept.setText("Take back  (A)" if correction.current_accepted else "Object  (A)")
         blocker = QSignalBlocker(self._group)
         self.tools[correction.tool].setChecked(True)
         blocker.unblock()

@@ -204,7 +204,7 @@ class ExportDock(Dock):
 
 def _preference(mask: MaskEntry) -> int:
     """What people most likely want to save comes first."""
-    return ("objects", "classes", "probability", "").index(mask.output)
+    return ("objects", "classes", "probability", "", "weights").index(mask.output)
 
 
 def _show_row(form: QFormLayout, field: QWidget, shown: bool) -> None:

@@ -67,6 +67,10 @@ class FineTuneDock(Dock):
         self.column.addWidget(self.device_line)
         self.config = ConfigForm(TrainingConfig)
         self.column.addWidget(self.config)
+        self.weights = QPushButton("Show pixel weights")
+        self.weights.setToolTip("A layer of what each labelled pixel weighs in training: more in gaps between cells, "
+                                "as the border weight in the advanced settings says")
+        self.column.addWidget(self.weights)
 
     def _connect(self) -> None:
         session, tuning = self.session, self.bench.fine_tuning
@@ -80,12 +84,14 @@ class FineTuneDock(Dock):
         self.segment_after.toggled.connect(lambda on: session.set_options(segment_after_training=on))
         self.device.chosen.connect(lambda name: session.set_options(device_name=name))
         self.config.valueChanged.connect(self._on_config_edited)
+        self.weights.clicked.connect(self.bench.weighing.show)
         for signal in (session.training.changed, session.segmentation.changed, session.painted_changed,
                        session.annotations_changed):
             self.listen(signal, self._refresh_run)
         for signal in (session.models_changed, session.images_changed, session.options_changed,
                        session.device_changed):
             self.listen(signal, self._refresh)
+        self.listen(session.accepted_changed, self._on_accepted_changed)
         self.listen(session.training_event, self._show_event)
         self.listen(session.training_forgotten, self._refresh_curve)
         self.bench.look_around_soon()
@@ -114,6 +120,7 @@ class FineTuneDock(Dock):
         self.name.setPlaceholderText(self.bench.fine_tuning.default_name())
         for widget in (self.base, self.name, self.config, self.device):
             widget.setEnabled(not self.session.training.busy)
+        self.weights.setEnabled(self.session.image is not None and not self.session.training.busy)
         unsaved = self.bench.fine_tuning.unsaved is not None and not self.session.training.busy
         self.save_again.setVisible(unsaved)
         self.discard.setVisible(unsaved)
@@ -173,6 +180,9 @@ class FineTuneDock(Dock):
         return self.curve
 
     # ----------------------------------------------------------------------------------------------- acting
+
+    def _on_accepted_changed(self, _: str) -> None:
+        self._refresh_run()
 
     def _on_config_edited(self, config: TrainingConfig) -> None:
         self.session.training_config = config

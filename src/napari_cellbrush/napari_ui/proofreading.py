@@ -238,7 +238,15 @@ class Proofreading(QObject):
         if region is None:
             self._say("The view does not show planes of the image. Turn the axes back, or go to 2D.", "warning")
             return
-        new = self._boxes_shown().within(region) - self._accepted.ids
+        self._accept_all_of(self._boxes_shown().within(region))
+
+    def accept_all(self) -> None:
+        """Accept all objects of the layer, on all planes."""
+        if self._layer is not None:
+            self._accept_all_of(frozenset(np.unique(self._layer.data).tolist()) - {0})
+
+    def _accept_all_of(self, ids: frozenset[int]) -> None:
+        new = ids - self._accepted.ids
         if new:
             self._change(None, self._accepted.with_objects(new))
         self._say(f"{len(new):,} more objects accepted." if len(new) != 1 else "One more object accepted.", "success")

@@ -201,13 +201,47 @@ class TrainingTask:
 
     def taught(self) -> tuple[NDArray[np.uint8], ...]:
         """Strokes and what checked objects teach, per image, like :attr:`labels`."""
-        from napari_cellbrush.engine.annotation import taught_by_objects
+        checked = self.checked or ((),) * len(self.labels)
+        return tuple(taught(strokes, objects, self.classes)
+                     for strokes, objects in zip(self.labels, checked, strict=True))
 
-        taught = list(self.labels)
-        for number, objects in enumerate(self.checked):
-            for checked in objects:
-                taught[number] = taught_by_objects(taught[number], checked.ids, checked.accepted, self.classes)
-        return tuple(taught)
+
+def taught(strokes: NDArray[np.uint8], checked: tuple[CheckedObjects, ...],
+           classes: tuple[ClassDefinition, ...]) -> NDArray[np.uint8]:
+    """Strokes of an image, and what its checked objects teach where there are none."""
+    from napari_cellbrush.engine.annotation import taught_by_objects
+
+    for objects in checked:
+        strokes = taught_by_objects(strokes, objects.ids, objects.accepted, classes)
+    return strokes
+
+
+@dataclass(frozen=True, eq=False)
+class WeighTask:
+    """Labels to be weighed; see :func:`napari_cellbrush.engine.border_weights.annotation_weights`."""
+
+    #: Stack axes + YX.
+    strokes: NDArray[np.uint8]
+    checked: tuple[CheckedObjects, ...]
+    classes: tuple[ClassDefinition, ...]
+    w0: float
+    #: In image pixels.
+    sigma_px: float
+
+
+def weigh(task: WeighTask, stop: StopToken) -> Generator[None, None, NDArray[np.float32]]:
+    """What each pixel weighs in training, stack axes + YX; 0 where nothing is labelled."""
+    from napari_cellbrush.engine.border_weights import annotation_weights
+
+    labels = taught(task.strokes, task.checked, task.classes)
+    weights = np.zeros(labels.shape, np.float32)
+    for index in np.ndindex(labels.shape[:-2]):
+        yield
+        if stop.stopped:
+            break
+        if labels[index].any():
+            weights[index] = annotation_weights(labels[index], task.classes, w0=task.w0, sigma_px=task.sigma_px)
+    return weights
 
 
 @dataclass(frozen=True, eq=False)

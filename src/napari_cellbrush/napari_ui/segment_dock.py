@@ -49,6 +49,8 @@ class SegmentDock(Dock):
         self.measure = QPushButton("Measure…")
         self.measure.setCheckable(True)
         self.measure.setToolTip("Drag a line across one object in the picture: its length becomes the diameter")
+        # The number beside it must stay readable.
+        self.measure.setStyleSheet("padding: 3px 4px;")
         self.config.put_beside("diameter_px", self.measure)
         self.column.addWidget(self.config)
 

@@ -26,6 +26,7 @@ from napari_cellbrush.napari_ui.measuring import Measuring
 from napari_cellbrush.napari_ui.previewing import Previewing
 from napari_cellbrush.napari_ui.proofreading import Proofreading
 from napari_cellbrush.napari_ui.segmenting import Segmenting
+from napari_cellbrush.napari_ui.weighing import Weighing
 from napari_cellbrush.napari_ui.worker import Job, Work, WorkThread, close_all
 from napari_cellbrush.session import Session
 
@@ -69,6 +70,7 @@ class Workbench(QObject):
         self.proofreading = Proofreading(self)
         self.previewing = Previewing(self)
         self.measuring = Measuring(self)
+        self.weighing = Weighing(self)
         self.autosaving = Autosaving(self)
         self.live = Live(self)
         bind_live_keys(self)
