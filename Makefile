@@ -20,8 +20,9 @@ help:
 demo: .venv/ready-all
 	$(BIN)/cellbrush demo --out $(OUT)
 
+# One process per core, each with one thread: most tests wait for a window rather than for a processor.
 test: .venv/ready-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
