@@ -57,7 +57,8 @@ class WorkThread:
         self._exclusive = exclusive
         self._to_the_end = to_the_end
         self._abandoned = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"cellbrush: {doing}", daemon=True)
+        # No daemon: a thread that the interpreter cuts off inside of torch takes the whole process down with it.
+        self._thread = threading.Thread(target=self._run, name=f"cellbrush: {doing}")
 
     def start(self) -> None:
         """Begin."""
@@ -88,6 +89,11 @@ class WorkThread:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    @property
+    def _unwanted(self) -> bool:
+        """Whether nobody listens any more, because the window is closed or the process is about to end."""
+        return self._abandoned.is_set() or not threading.main_thread().is_alive()
+
     def _run(self) -> None:
         try:
             self.outcome = _Outcome(result=self._exhaust())
@@ -104,7 +110,7 @@ class WorkThread:
         if not self._exclusive:
             return self._drive(work)
         while not _device_turn.acquire(timeout=0.1):
-            if self.stop.stopped:
+            if self.stop.stopped or self._unwanted:
                 return None
         try:
             return self._drive(work)
@@ -114,7 +120,7 @@ class WorkThread:
     def _drive(self, work: Work) -> Any:
         generator = work(self.stop)
         try:
-            while self._to_the_end or not self._abandoned.is_set():
+            while self._to_the_end or not self._unwanted:
                 self._post(next(generator))
         except StopIteration as end:
             return end.value
@@ -123,7 +129,7 @@ class WorkThread:
         return None
 
     def _post(self, event: Any) -> None:
-        while not self._abandoned.is_set():
+        while not self._unwanted:
             try:
                 self._events.put(event, timeout=0.1)
                 return

@@ -1,0 +1,88 @@
+"""A window that is killed or closed while it computes and somebody paints."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import time
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from accidents import PROGRAMS, times, tiny_model
+
+from napari_cellbrush.engine.model_file import add_to_library, scan_models
+from napari_cellbrush.engine.session_folder import SavedSession, identify, read_labels
+from napari_cellbrush.engine.session_folders import list_sessions
+
+#: Seconds from closing a window to the end of its process; tests share their machine with others.
+LARGEST_EXIT_S = 20
+
+
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("busy_window", PROGRAMS / "busy_window.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def offered(image: Any) -> list[SavedSession]:
+    """What would be offered to whoever opens this image."""
+    found, errors = list_sessions(identify(image, "YX", "cells"))
+    assert errors == []
+    return found
+
+
+def digest(session: SavedSession, shape: tuple[int, ...]) -> str:
+    return hashlib.sha256(read_labels(session.path, session.card, "strokes", shape=shape).tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("seed", range(times("KILLS", 1)))
+def test_a_kill_at_any_moment_leaves_the_last_save_and_sound_models(seed: int, start: Any) -> None:
+    add_to_library(tiny_model(), "tiny")
+    image = program().image()
+    process = start("busy_window.py", "killed", str(seed))
+    told: list[tuple[str, str]] = []
+    try:
+        while not told or told[-1][0] != "saved":
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            told.append(tuple(line.split()))
+        time.sleep(float(np.random.default_rng(seed).uniform(0, 3)))
+    finally:
+        process.kill()
+    told += [tuple(line.split()) for line in process.communicate()[0].splitlines() if len(line.split()) == 2]
+
+    newest = offered(image)[0]
+    last = max(i for i, (what, _) in enumerate(told) if what == "saved")
+    allowed = {told[last][1]} | {state for what, state in told[last + 1 :] if what == "now"}
+    assert digest(newest, image.shape) in allowed
+    models, errors = scan_models()
+    assert errors == []
+    assert "tiny" in [entry.name for entry in models]
+
+
+@pytest.mark.parametrize("seed", range(times("CLOSES", 1)))
+def test_a_window_closed_at_any_moment_ends_soon_quietly_and_with_all_strokes(seed: int, start: Any,
+                                                                              record_property: Any) -> None:
+    add_to_library(tiny_model(), "tiny")
+    image = program().image()
+    process = start("busy_window.py", "closed", str(seed))
+    try:
+        for line in process.stdout:
+            if line.startswith("closing"):
+                break
+        closing, began = line.split()[1], time.monotonic()
+        _, complaints = process.communicate(timeout=120)
+        seconds = time.monotonic() - began
+    finally:
+        process.kill()
+    record_property("exit_seconds", round(seconds, 2))
+    assert process.returncode == 0, complaints
+    assert seconds < LARGEST_EXIT_S
+    assert not [noise for noise in ("Traceback", "Error", "deleted", "Destroyed", "QThread", "terminate")
+                if noise in complaints], complaints
+    assert closing in [digest(session, image.shape) for session in offered(image)]
