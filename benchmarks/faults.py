@@ -29,8 +29,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         environment = os.environ | {f"CELLBRUSH_{k.upper()}": str(v) for k, v in vars(arguments).items()}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", f"--junitxml={report}",
-                   str(FOLDER)]
+        options = ["-q", "-p", "no:cacheprovider", "--timeout=0", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", *options, str(FOLDER)]
         code = subprocess.run(command, env=environment, check=False).returncode
         print_counts(report)
     return code
@@ -38,12 +38,15 @@ def main() -> int:
 
 def print_counts(report: Path) -> None:
     """One line for each test: how often, how often it held, how long an exit took."""
-    held, tried, seconds = defaultdict(int), defaultdict(int), defaultdict(list)
+    held: dict[str, int] = defaultdict(int)
+    tried: dict[str, int] = defaultdict(int)
+    seconds: dict[str, list[float]] = defaultdict(list)
     for case in ElementTree.parse(report).iter("testcase"):
         name = case.get("name", "").partition("[")[0]
         tried[name] += 1
         held[name] += case.find("failure") is None and case.find("error") is None
-        seconds[name] += [float(p.get("value", "nan")) for p in case.iter("property") if p.get("name") == "exit_seconds"]
+        seconds[name] += [float(note.get("value", "nan")) for note in case.iter("property")
+                          if note.get("name") == "exit_seconds"]
     for name in tried:
         times = sorted(seconds[name])
         longest = f", exits: median {times[len(times) // 2]:.1f} s, longest {times[-1]:.1f} s" if times else ""

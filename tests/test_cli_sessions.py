@@ -31,7 +31,7 @@ def test_sessions_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sessions"]) == 0
     captured = capsys.readouterr()
     header, row = captured.out.splitlines()
-    assert header.split() == ["NAME", "IMAGE", "SAVED", "SQUARES", "MODEL"]
+    assert header.split() == ["NAME", "IMAGE", "HOLDS", "SAVED", "SQUARES", "MODEL"]
     assert "?[31mcells" in row
     assert row.endswith("discarded")
 
@@ -56,7 +56,7 @@ def test_a_session_moves_to_another_computer_with_its_model(tmp_path: Path, monk
 
 def test_strokes_are_written_as_tiff_with_their_axes(tmp_path: Path) -> None:
     name = save().path.name
-    assert main(["sessions", "strokes", name, str(tmp_path / "strokes.tif")]) == 0
+    assert main(["sessions", "labels", name, str(tmp_path / "strokes.tif")]) == 0
     with tifffile.TiffFile(tmp_path / "strokes.tif") as tiff:
         assert tiff.series[0].axes == "TYX"
         assert np.array_equal(tiff.asarray(), STROKES)

@@ -89,6 +89,17 @@ def test_any_labels_come_back_exactly(data: st.DataObject, dtype: Any, tmp_path:
     assert np.array_equal(back, strokes)
 
 
+def test_ids_of_any_type_come_back_exactly_or_are_refused(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 255], [256, 65_535, 70_000]])
+    for dtype in (np.int32, np.int64, np.uint64):
+        SessionWriter(tmp_path / str(dtype)).save(card_of(), {"objects": Painted(ids.astype(dtype))})
+        path = tmp_path / str(dtype)
+        assert np.array_equal(read_labels(path, read_card(path), "objects", shape=(2, 3)), ids)
+    for value in (-1, 2**32):
+        with pytest.raises(SessionFileError, match="values from"):
+            SessionWriter(tmp_path / "bad").save(card_of(), {"objects": Painted(np.array([[value, 0]]))})
+
+
 def test_only_squares_that_changed_are_written_and_those_nobody_needs_are_removed(tmp_path: Path) -> None:
     strokes = scribbled()
     writer = SessionWriter(tmp_path)

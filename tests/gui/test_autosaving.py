@@ -15,6 +15,7 @@ from qtpy.QtCore import Qt
 
 from napari_cellbrush.config import AutosaveConfig
 from napari_cellbrush.engine import session_folder
+from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.session_folder import SessionWriter, read_card, read_labels
 from napari_cellbrush.engine.session_folders import list_sessions
 from napari_cellbrush.errors import SessionFileError
@@ -101,7 +102,7 @@ def test_only_what_changed_is_looked_at_after_a_stroke_and_moving_through_a_stac
     viewer = ViewerModel()
     layer = viewer.add_labels(np.zeros((4, 60, 50), np.uint8), metadata={"cellbrush": {"axes": "ZYX"}})
     watch = autosaving.LayerWatch(layer, autosaving.Keeper(layer.data, "ZYX", "stack", ""), viewer)
-    work = autosaving.Work.of(Session())
+    work = autosaving.Work.of(Session(), Accepted())
     assert watch.take(work).boxes is None
     layer.paint((2, 10, 12), 1)
     boxes = watch.take(work).boxes
@@ -311,6 +312,30 @@ def test_a_huge_layer_costs_the_window_less_than_fifty_milliseconds(make_napari_
         person.wait(lambda: not bench.autosaving._saving)
     assert np.median(seconds) < 0.05
     assert np.array_equal(on_disk(), layer.data)
+
+
+def test_corrected_objects_are_saved_and_restored_with_what_was_accepted(viewer, workspace, image, person):
+    viewer.add_image(image, name="cells")
+    bench, session = workspace.annotate.bench, workspace.session
+    key = session.image.key
+    layer = bench.segmenting.results.objects_layer(session.image)
+    layer.data[10:20, 10:20], layer.data[40:60, 40:60] = 300, 2
+    layer.refresh()
+    accepted = Accepted(frozenset({300}), frozenset({(50, 3, 9)}))
+    session.set_accepted(str(layer.unique_id), key, accepted)
+    ids = layer.data.copy()
+    reopen(viewer, bench, image, person)
+    person.wait(lambda: list_sessions()[0])
+    assert list_sessions()[0][0].kind == "objects"
+    reopen(viewer, bench, image, person)
+    assert "Corrected objects of" in workspace.annotate.recovery.text.text()
+    person.click(workspace.annotate.recovery.restore)
+    person.wait(lambda: session.accepted_of(session.image.key))
+    ((key, restored),) = session.accepted_of(session.image.key).items()
+    assert restored == accepted
+    back = bench.book.layer(key)
+    assert back.dtype == ids.dtype
+    assert np.array_equal(back.data, ids)
 
 
 def test_closing_the_window_saves_the_last_strokes(tmp_path, cellbrush_home):

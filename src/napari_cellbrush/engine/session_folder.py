@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ _COMPRESSION = 1
 
 Box = tuple[slice, ...]
 LabelType = Literal["uint8", "uint16", "uint32"]
+LabelsName = Literal["strokes", "objects"]
 _PLACE = re.compile(r"\d{1,10}(,\d{1,10}){1,7}")
 
 
@@ -93,9 +94,10 @@ class SessionCard(Settings):
     base: str = Field("", max_length=1000)
     model: str = Field("", max_length=1000)
     brush_px: int = Field(4, ge=1, le=10_000)
-    #: Ids of objects that the person has accepted as they are.
+    #: What the person has checked among objects: their ids, and pixels without one (plane, row, first, after last).
     accepted: tuple[int, ...] = ()
-    labels: dict[Literal["strokes", "objects"], SavedLabels] = Field(default_factory=dict)
+    emptied: tuple[tuple[int, ...], ...] = ()
+    labels: dict[LabelsName, SavedLabels] = Field(default_factory=dict)
 
     @property
     def saved_at(self) -> datetime:
@@ -130,6 +132,11 @@ class SavedSession:
 
     path: Path
     card: SessionCard
+
+    @property
+    def kind(self) -> LabelsName:
+        """What it holds: strokes, or objects that were corrected."""
+        return "strokes" if "strokes" in self.card.labels else "objects"
 
     @property
     def discarded(self) -> bool:
@@ -191,7 +198,7 @@ class SessionWriter:
     bytes_written: int = 0
     _card: SessionCard | None = None
 
-    def save(self, card: SessionCard, labels: Mapping[Literal["strokes", "objects"], Painted]) -> SessionCard:
+    def save(self, card: SessionCard, labels: Mapping[LabelsName, Painted]) -> SessionCard:
         """Write what changed; the card last, in one step.
 
         Parameters
@@ -225,8 +232,8 @@ class SessionWriter:
         return card
 
     def _write_labels(self, before: SavedLabels | None, painted: Painted) -> SavedLabels:
-        values = painted.values
-        same = before is not None and before.shape == values.shape and before.dtype == str(values.dtype)
+        values, dtype = painted.values, _stored_type(painted.values.dtype)
+        same = before is not None and before.shape == values.shape and before.dtype == dtype
         chunks = dict(before.chunks) if before is not None and same else {}
         boxes = painted.boxes if same else None
         for place in _places(values.shape, boxes):
@@ -234,10 +241,10 @@ class SessionWriter:
             chunk = np.array(values[_box(place, values.shape)], order="C")
             key = ",".join(map(str, place))
             if chunk.any():
-                chunks[key] = self._write_chunk(chunk)
+                chunks[key] = self._write_chunk(_exact(chunk, dtype))
             else:
                 chunks.pop(key, None)
-        return SavedLabels.read({"shape": values.shape, "dtype": str(values.dtype), "chunks": chunks})
+        return SavedLabels.read({"shape": values.shape, "dtype": dtype, "chunks": chunks})
 
     def _write_chunk(self, chunk: NDArray[Any]) -> str:
         raw = chunk.astype(chunk.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -259,6 +266,19 @@ class SessionWriter:
         for name in names:
             with suppress(OSError):
                 (self.path / CHUNKS_NAME / name).unlink()
+
+
+def _stored_type(dtype: np.dtype[Any]) -> str:
+    """The type that labels of a type are saved in: few are signed, and none need 64 bits."""
+    return str(dtype) if str(dtype) in get_args(LabelType) else "uint32"
+
+
+def _exact(chunk: NDArray[Any], dtype: str) -> NDArray[Any]:
+    stored = chunk.astype(dtype)
+    if not np.array_equal(stored, chunk):
+        raise SessionFileError(f"The labels hold values from {chunk.min()} to {chunk.max()}, sessions those of {dtype}",
+                               "Renumber the objects")
+    return stored
 
 
 def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
@@ -368,7 +388,7 @@ def _check_labels(name: str, saved: SavedLabels) -> None:
             raise damaged(name, f"its square {key} lies outside of the labels")
 
 
-def read_labels(path: Path, card: SessionCard, name: Literal["strokes", "objects"], *,
+def read_labels(path: Path, card: SessionCard, name: LabelsName, *,
                 shape: tuple[int, ...]) -> NDArray[Any]:
     """Read an array of labels, stack axes + YX.
 

@@ -23,8 +23,10 @@ from qtpy.QtCore import QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication
 
 from napari_cellbrush.config import AutosaveConfig, ClassDefinition, InferenceConfig, TrainingConfig
+from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.session_folder import (
     ImageIdentity,
+    LabelsName,
     Painted,
     SavedSession,
     SessionCard,
@@ -34,7 +36,7 @@ from napari_cellbrush.engine.session_folder import (
     read_labels,
 )
 from napari_cellbrush.engine.session_folders import discard, list_sessions, new_session, tidy
-from napari_cellbrush.errors import CellbrushError, ConfigError, SessionFileError
+from napari_cellbrush.errors import AnnotationError, CellbrushError, ConfigError, SessionFileError
 from napari_cellbrush.events import StopToken
 from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.session import ImageEntry, Notice, Session
@@ -72,7 +74,8 @@ class Autosaving(QObject):
         self._saving = False
         self._timer = QTimer(self)
         self._timer.timeout.connect(self.save)
-        self._session.annotations_changed.connect(self._on_annotations_changed)
+        self._session.annotations_changed.connect(self._watch_layers)
+        self._session.accepted_changed.connect(self._watch_layers)
         self._session.images_changed.connect(self._look_for_saved)
         self._session.image_chosen.connect(self._look_for_saved)
         application = QApplication.instance()
@@ -120,35 +123,50 @@ class Autosaving(QObject):
 
     # -------------------------------------------------------------------------------------------------- saving
 
-    def _on_annotations_changed(self) -> None:
-        """One watch for each annotation layer; one that goes is saved for the last time."""
-        present = {annotation: image for image, annotation in self._session.annotations.items()}
+    def _watch_layers(self, _: str = "") -> None:
+        """One watch for each layer that a person painted or corrected; one that goes is saved for the last time."""
+        present = self._layers_to_keep()
         gone = [self._watches.pop(key) for key in self._watches.keys() - present.keys()]
         if gone and autosave_settings().enabled:
             self._save(gone)
         for watch in gone:
             watch.close()
-        for key, image_key in present.items():
-            layer, image = self._bench.book.layer(key), self._session.find_image(image_key)
-            if key not in self._watches and layer is not None and image is not None:
-                self._watches[key] = LayerWatch(layer, self._keeper(image), self._bench.book.viewer)
+        for key, (kind, image) in present.items():
+            layer = self._bench.book.layer(key)
+            if key not in self._watches and layer is not None:
+                self._watches[key] = LayerWatch(layer, self._keeper(image, kind), self._bench.book.viewer)
+        for key, watch in self._watches.items():
+            watch.accepted = self._session.accepted_in(key)
         if self._watches and not self._timer.isActive():
             self._timer.start(1000 * autosave_settings().interval_s)
         elif not self._watches:
             self._timer.stop()
 
-    def _keeper(self, image: ImageEntry) -> Keeper:
+    def _layers_to_keep(self) -> dict[str, tuple[LabelsName, ImageEntry]]:
+        """What the layers hold that a person worked on, and of which image, by their keys."""
+        found: dict[str, tuple[LabelsName, ImageEntry]] = {}
+        for image in self._session.images:
+            annotation = self._session.annotation_of(image.key)
+            found |= {annotation: ("strokes", image)} if annotation else {}
+            found |= dict.fromkeys(self._session.accepted_of(image.key), ("objects", image))
+        return found
+
+    def _keeper(self, image: ImageEntry, kind: LabelsName = "strokes") -> Keeper:
         layer = self._bench.book.layer(image.key)
-        return Keeper(layers.full_resolution(layer), image.axes, image.name, str(layer.source.path or ""))
+        return Keeper(layers.full_resolution(layer), image.axes, image.name, str(layer.source.path or ""), kind)
 
     def _save(self, watches: Sequence[LayerWatch]) -> None:
-        work = Work.of(self._session)
-        changed = [(watch, painted) for watch in watches if (painted := watch.take(work)) is not None]
+        changed = []
+        for watch in watches:
+            work = Work.of(self._session, watch.accepted)
+            painted = watch.take(work)
+            if painted is not None:
+                changed.append((watch, painted, work))
         if not changed:
             return
         self._saving = True
-        job = self._bench.job(partial(save_all, [(watch.keeper, painted) for watch, painted in changed], work),
-                              "saving strokes", exclusive=False, to_the_end=True)
+        tasks = [(watch.keeper, painted, work) for watch, painted, work in changed]
+        job = self._bench.job(partial(save_all, tasks), "saving strokes", exclusive=False, to_the_end=True)
         job.received.connect(lambda event: self._on_saved(changed[event.number][0], event))
         for ended in (job.finished, job.stopped, job.failed):
             ended.connect(self._on_saving_ended)
@@ -188,16 +206,29 @@ class Autosaving(QObject):
     def _finish_restoring(self, image_key: str, restored: Restored) -> None:
         self._keeping.set_restoring(False)
         try:
-            self._check_classes(restored.card, image_key)
             if restored.axes:
                 self._session.set_axes(image_key, restored.axes)
-            restored.work.onto(self._session)
-            self._bench.annotating.replace(image_key, restored.strokes)
+            if restored.kind == "objects":
+                self._restore_objects(image_key, restored)
+            else:
+                self._check_classes(restored.card, image_key)
+                restored.work.onto(self._session)
+                self._bench.annotating.replace(image_key, restored.labels)
         except CellbrushError as error:
             self._on_restoring_failed(error)
             return
-        self._keeping.set_found(image_key, ())
+        # Older ones of the same kind are not offered after this one.
+        self._keeping.set_found(image_key, [session for session in self._keeping.found.get(image_key, ())
+                                            if session.kind != restored.kind])
         self._keeping.tell(self._keeping.saved, Notice(" ".join(restored.problems), "warning"))
+
+    def _restore_objects(self, image_key: str, restored: Restored) -> None:
+        image = self._session.find_image(image_key)
+        if image is None:
+            raise AnnotationError("The image was removed", "Open it once more")
+        layer = self._bench.segmenting.results.objects_layer(image, fresh=True)
+        layer.data = layers.in_layer_order(restored.labels, layers.mask_axes(layer))
+        self._session.set_accepted(str(layer.unique_id), image_key, restored.work.accepted)
 
     def _check_classes(self, card: SessionCard, image_key: str) -> None:
         others = [key for key in self._session.painted_images() if key != image_key]
@@ -212,12 +243,12 @@ class Autosaving(QObject):
 
 
 class LayerWatch:
-    """Where one annotation layer may differ from what was saved last, as far as its events tell.
+    """Where one layer may differ from what was saved last, as far as its events tell.
 
     Parameters
     ----------
     layer
-        The annotation layer.
+        Strokes, or objects that were corrected.
     keeper
         Who saves it.
     viewer
@@ -226,6 +257,8 @@ class LayerWatch:
 
     def __init__(self, layer: Labels, keeper: Keeper, viewer: Any) -> None:
         self.keeper = keeper
+        #: Of a layer of objects; kept here, because a layer that is removed forgets it.
+        self.accepted = Accepted()
         self._layer = layer
         self._dims = viewer.dims
         self._step = self._dims.current_step
@@ -279,12 +312,13 @@ class Work:
     base: str
     model: str
     brush_px: int
+    accepted: Accepted
 
     @classmethod
-    def of(cls, session: Session) -> Work:
+    def of(cls, session: Session, accepted: Accepted) -> Work:
         """As it is now."""
         return cls(session.classes, session.training_config, session.inference_config, session.base, session.model,
-                   session.brush_px)
+                   session.brush_px, accepted)
 
     @classmethod
     def from_card(cls, card: SessionCard) -> tuple[Work, tuple[str, ...]]:
@@ -299,7 +333,8 @@ class Work:
                 return kind()
 
         training, inference = read("training", TrainingConfig), read("inference", InferenceConfig)
-        return cls(card.classes, training, inference, card.base, card.model, card.brush_px), tuple(problems)
+        accepted = Accepted(frozenset(card.accepted), frozenset(card.emptied))
+        return cls(card.classes, training, inference, card.base, card.model, card.brush_px, accepted), tuple(problems)
 
     def onto(self, session: Session) -> None:
         """Work with it. Models that are no longer there stay unchosen."""
@@ -312,17 +347,19 @@ class Work:
         """The card of a session without its labels."""
         settings = {"training": self.training.model_dump(), "inference": self.inference.model_dump()}
         return SessionCard(image=image, classes=self.classes, settings=settings, base=self.base, model=self.model,
-                           brush_px=self.brush_px)
+                           brush_px=self.brush_px, accepted=tuple(sorted(self.accepted.ids)),
+                           emptied=tuple(sorted(self.accepted.emptied)))
 
 
 @dataclass(eq=False)
 class Keeper:
-    """Saves the labels of one annotation layer; used by one thread at a time, knows no layer."""
+    """Saves the labels of one layer; used by one thread at a time, knows no layer."""
 
     image: Any = field(repr=False)
     axes: str
     name: str
     source: str
+    kind: LabelsName = "strokes"
     _identity: ImageIdentity | None = None
     _writer: SessionWriter | None = None
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -346,7 +383,7 @@ class Keeper:
                 if not painted.values.any():
                     return None
                 self._writer = SessionWriter(new_session(self.identity()))
-            card = self._writer.save(work.card(self.identity()), {"strokes": painted})
+            card = self._writer.save(work.card(self.identity()), {self.kind: painted})
             if first:
                 tidy(self.identity())
             return card
@@ -354,7 +391,7 @@ class Keeper:
 
 @dataclass(frozen=True)
 class StrokesSaved:
-    """One of several annotations is saved."""
+    """One of several layers is saved."""
 
     number: int
     card: SessionCard | None = field(repr=False)
@@ -362,16 +399,16 @@ class StrokesSaved:
 
 @dataclass(frozen=True)
 class SavingFailed:
-    """One of several annotations could not be saved; the others are."""
+    """One of several layers could not be saved; the others are."""
 
     number: int
     error: CellbrushError
 
 
-def save_all(tasks: Sequence[tuple[Keeper, Painted]], work: Work,
+def save_all(tasks: Sequence[tuple[Keeper, Painted, Work]],
              stop: StopToken) -> Generator[StrokesSaved | SavingFailed, None, None]:
-    """Save several annotations, to the end even if the window closes."""
-    for number, (keeper, painted) in enumerate(tasks):
+    """Save several layers, to the end even if the window closes."""
+    for number, (keeper, painted, work) in enumerate(tasks):
         try:
             yield StrokesSaved(number, keeper.save(painted, work))
         except Exception as error:  # nothing may keep the others from being saved, whatever an image's reader raises
@@ -387,7 +424,7 @@ def find_saved(keeper: Keeper, stop: StopToken) -> Generator[None, None, list[Sa
     sessions, errors = list_sessions(keeper.identity())
     for error in errors:
         _log.warning("%s", error)
-    return [session for session in sessions if "strokes" in session.card.labels and not session.discarded]
+    return [session for session in sessions if session.card.labels and not session.discarded]
 
 
 @dataclass(frozen=True, eq=False)
@@ -396,8 +433,9 @@ class Restored:
 
     card: SessionCard
     work: Work
+    kind: LabelsName
     #: Stack axes + YX.
-    strokes: NDArray[np.uint8]
+    labels: NDArray[Any]
     #: What the image's axes were said to mean; empty where that has not changed.
     axes: str
     problems: tuple[str, ...]
@@ -411,13 +449,13 @@ def read_session(session: SavedSession, image_shape: tuple[int, ...], image_axes
     axes = card.image.axes if len(card.image.axes) == len(image_shape) else image_axes
     sizes = dict(zip(axes, image_shape, strict=True))
     shape = tuple(sizes[letter] for letter in (*(a for a in axes if a in "TZ"), "Y", "X"))
-    strokes = read_labels(session.path, card, "strokes", shape=shape)
-    highest = int(strokes.max(initial=0))
-    if strokes.dtype != np.uint8 or highest > len(card.classes):
+    labels = read_labels(session.path, card, session.kind, shape=shape)
+    highest = int(labels.max(initial=0))
+    if session.kind == "strokes" and (labels.dtype != np.uint8 or highest > len(card.classes)):
         raise SessionFileError(f"The saved strokes hold the value {highest}, but there are {len(card.classes)} classes",
                                "Choose an older session: cellbrush sessions")
     work, problems = Work.from_card(card)
-    return Restored(card, work, strokes, axes if axes != image_axes else "", problems)
+    return Restored(card, work, session.kind, labels, axes if axes != image_axes else "", problems)
 
 
 def in_words(when: datetime) -> str:

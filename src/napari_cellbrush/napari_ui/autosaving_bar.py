@@ -26,8 +26,8 @@ class RecoveryBar(QFrame):
         self.text = wrapped_label()
         self.restore = QPushButton("Restore")
         self.discard = QPushButton("Discard")
-        self.restore.setToolTip("Take up strokes, classes and settings as they were saved")
-        self.discard.setToolTip("Do not offer these strokes again; their files are kept for a while")
+        self.restore.setToolTip("Make a layer of them, as they were saved; strokes bring classes and settings along")
+        self.discard.setToolTip("Do not offer them again; their files are kept for a while")
         layout = QVBoxLayout(self)
         layout.addWidget(self.text)
         layout.addLayout(side_by_side(self.restore, self.discard))
@@ -40,7 +40,6 @@ class RecoveryBar(QFrame):
         for button in (self.restore, self.discard):
             button.setEnabled(not restoring)
         if found is not None:
-            saved = found.card
+            saved, what = found.card, "Strokes" if found.kind == "strokes" else "Corrected objects"
             of = "" if saved.image.name == image_name else f" on '{saved.image.name}'"
-            self.text.setText("Restoring strokes…" if restoring else
-                              f"Strokes of {in_words(saved.saved_at)}{of} found.")
+            self.text.setText("Restoring…" if restoring else f"{what} of {in_words(saved.saved_at)}{of} found.")
