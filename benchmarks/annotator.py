@@ -38,10 +38,40 @@ def paint(truth: NDArray[np.uint8], n_each: int, random: np.random.Generator) ->
         if not middle.any():
             middle = region
         for _ in range(n_each):
-            stroke = _stroke(middle, random)
-            brush = ndimage.binary_dilation(stroke, np.ones((BRUSH_PX, BRUSH_PX)))
-            labels[brush & region] = value
+            labels[_brushed(_stroke(middle, *random.choice(np.argwhere(middle))), region)] = value
     return labels
+
+
+def stroke_at(truth: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8]:
+    """One stroke on a class map, of the class that is at a place, from the nearest pixel of its middle line on.
+
+    Parameters
+    ----------
+    truth
+        YX; 1…K, 0 where nobody knows: then the nearest place where somebody does.
+    row, column
+        Inside the map.
+
+    Returns
+    -------
+    NDArray
+        YX uint8, 0 unlabelled. No stroke leaves its class.
+    """
+    known = np.argwhere(truth > 0)
+    row, column = known[((known - (row, column)) ** 2).sum(axis=1).argmin()]
+    region = truth == truth[row, column]
+    middle = skeletonize(region)
+    middle = middle if middle.any() else region
+    points = np.argwhere(middle)
+    start = points[((points - (row, column)) ** 2).sum(axis=1).argmin()]
+    return np.where(_brushed(_stroke(middle, *start), region), truth[row, column], 0).astype(np.uint8)
+
+
+def _brushed(stroke: NDArray[np.bool_], region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    brushed: NDArray[np.bool_] = ndimage.binary_dilation(stroke, np.ones((BRUSH_PX, BRUSH_PX))) & region
+    return brushed
+
+
 
 
 def correct(labels: NDArray[np.uint8], truth: NDArray[np.uint8], answer: NDArray[np.integer], n_each: int,
@@ -67,14 +97,13 @@ def correct(labels: NDArray[np.uint8], truth: NDArray[np.uint8], answer: NDArray
         for piece in largest:
             wrong = pieces == piece
             middle = skeletonize(wrong)
-            stroke = _stroke(middle if middle.any() else wrong, random)
-            labels[ndimage.binary_dilation(stroke, np.ones((BRUSH_PX, BRUSH_PX))) & region] = value
+            middle = middle if middle.any() else wrong
+            labels[_brushed(_stroke(middle, *random.choice(np.argwhere(middle))), region)] = value
     return labels
 
 
-def _stroke(middle: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.bool_]:
-    """The middle line within half a stroke's length, along the line, of a random pixel of it."""
-    row, column = random.choice(np.argwhere(middle))
+def _stroke(middle: NDArray[np.bool_], row: int, column: int) -> NDArray[np.bool_]:
+    """The middle line within half a stroke's length, along the line, of a pixel of it."""
     reach = LENGTH_PX // 2
     top, left = max(0, row - reach), max(0, column - reach)
     window = middle[top : row + reach + 1, left : column + reach + 1]
