@@ -11,6 +11,8 @@ from skimage.morphology import skeletonize
 #: As a person with a small brush paints: 3 px wide, about 50 px long.
 BRUSH_PX = 3
 LENGTH_PX = 50
+#: Nobody goes further than this to find the middle of what is to be painted.
+NEAR_PX = 12
 
 
 def paint(truth: NDArray[np.uint8], n_each: int, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -43,7 +45,9 @@ def paint(truth: NDArray[np.uint8], n_each: int, random: np.random.Generator) ->
 
 
 def stroke_at(truth: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8]:
-    """One stroke on a class map, of the class that is at a place, from the nearest pixel of its middle line on.
+    """One stroke on a class map at a place, of the class that is there: along its middle line where that is near.
+
+    Where it is not, as in the background, the stroke is a dash across the place.
 
     Parameters
     ----------
@@ -61,9 +65,14 @@ def stroke_at(truth: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uin
     row, column = known[((known - (row, column)) ** 2).sum(axis=1).argmin()]
     region = truth == truth[row, column]
     middle = skeletonize(region)
-    middle = middle if middle.any() else region
     points = np.argwhere(middle)
-    start = points[((points - (row, column)) ** 2).sum(axis=1).argmin()]
+    far = ((points - (row, column)) ** 2).sum(axis=1)
+    if not len(points) or far.min() > NEAR_PX**2:
+        middle = np.zeros_like(region)
+        middle[row] = region[row]
+        start = (row, column)
+    else:
+        start = points[far.argmin()]
     return np.where(_brushed(_stroke(middle, *start), region), truth[row, column], 0).astype(np.uint8)
 
 

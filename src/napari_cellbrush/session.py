@@ -32,6 +32,7 @@ from napari_cellbrush.events import TrainingEvent, TrainingStarted
 if TYPE_CHECKING:
     from napari_cellbrush.engine.model_file import ModelEntry
     from napari_cellbrush.engine.session_folder import SavedSession
+    from napari_cellbrush.engine.suggestions import Slip
     from napari_cellbrush.engine.training import Ended
     from napari_cellbrush.engine.training_state import Outline
 
@@ -73,6 +74,16 @@ class Notice:
 
     text: str = ""
     kind: NoticeKind = "info"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a person might look at next, as of the last look."""
+
+    #: Sentences.
+    hints: tuple[str, ...] = ()
+    #: Strokes that the model contradicts.
+    slips: tuple[Slip, ...] = ()
 
 
 class Phase(Enum):
@@ -281,6 +292,8 @@ class Session:
         self.export = Run()
         self.keeping = Keeping()
         self.live = Run()
+        self.guiding = Run()
+        self.advice = Advice()
         self.training_events: list[TrainingEvent] = []
 
     # ------------------------------------------------------------------------------------------ images
@@ -570,6 +583,11 @@ class Session:
         if outline != self.unfinished:
             self.unfinished = outline
             self.training.changed.emit()
+
+    def set_advice(self, advice: Advice) -> None:
+        """Tell what was found."""
+        self.advice = advice
+        self.guiding.changed.emit()
 
     def add_training_event(self, event: TrainingEvent) -> None:
         """Remember an event of the present training, so that a dock opened later can show it too."""

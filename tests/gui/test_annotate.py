@@ -155,7 +155,7 @@ def test_the_keys_that_dock_and_status_bar_name_do_what_they_say(viewer, dock, i
     said = viewer.help
     assert said == dock.keys.text()
     assert said.replace("\xa0", " ") == ("1–3 class, [ ] brush size, E erase, F fill, Ctrl+Z undo, L live, "
-                                             "Space (held) no mask, move")
+                                             "N next place, Space (held) no mask, move")
     for key, mode in ((Qt.Key.Key_E, "erase"), (Qt.Key.Key_F, "fill"), (Qt.Key.Key_2, "paint")):
         person.key(key)
         assert str(layer.mode) == mode

@@ -27,6 +27,7 @@ from napari_cellbrush.napari_ui.autosaving_bar import RecoveryBar
 from napari_cellbrush.napari_ui.class_table import ClassTable
 from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, side_by_side, wrapped_label
 from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
+from napari_cellbrush.napari_ui.guiding_panel import GuidingPanel
 from napari_cellbrush.napari_ui.layers import keys_in_words
 from napari_cellbrush.napari_ui.live_panel import LivePanel
 from napari_cellbrush.session import MaskEntry, Notice, Phase, axes_in_words
@@ -67,6 +68,9 @@ class AnnotateDock(Dock):
         self.remove = QPushButton("Remove class")
         self.column.addLayout(side_by_side(self.add, self.remove))
         self._build_brush()
+        self.heading("Where to paint next")
+        self.guide = GuidingPanel()
+        self.column.addWidget(self.guide)
         self.notice = NoticeLabel()
         self.column.addWidget(self.notice)
         self.saved = NoticeLabel()
@@ -116,6 +120,13 @@ class AnnotateDock(Dock):
         self.recovery.restoreRequested.connect(lambda: self._keep(self.bench.autosaving.restore))
         self.recovery.discardRequested.connect(lambda: self._keep(self.bench.autosaving.discard))
         self.listen(session.live.changed, self._refresh_live)
+        self.guide.nextRequested.connect(self.bench.guiding.next_place)
+        self.guide.stopRequested.connect(self.bench.guiding.stop)
+        self.guide.uncertaintyToggled.connect(self.bench.guiding.show_uncertainty)
+        self.guide.slipChosen.connect(self.bench.guiding.go_to_slip)
+        for signal in (session.guiding.changed, session.models_changed, session.training.changed,
+                       session.segmentation.changed):
+            self.listen(signal, self._refresh_guide)
 
     # ---------------------------------------------------------------------------------------------- showing
 
@@ -133,6 +144,12 @@ class AnnotateDock(Dock):
         self._refresh_brush()
         self._refresh_keeping()
         self._refresh_live()
+        self._refresh_guide()
+
+    def _refresh_guide(self) -> None:
+        session, guiding = self.session, self.bench.guiding
+        self.guide.setValue(session.guiding, session.advice, session.classes, guiding.why_not(),
+                            guiding.shows_uncertainty)
 
     def _refresh_keeping(self) -> None:
         session, keeping = self.session, self.session.keeping

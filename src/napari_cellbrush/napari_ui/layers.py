@@ -136,6 +136,16 @@ def new_probability(image: Layer, image_axes: str, name: str, color: str) -> Ima
                  blending="translucent", opacity=PROBABILITY_OPACITY, **placement(image, image_axes))
 
 
+def new_uncertainty(image: Layer, image_axes: str, name: str) -> Image:
+    """An image layer, uint8, that lies on an image: the brighter, the less a model knows."""
+    axes = labels_axes(image_axes)
+    data = np.zeros(labels_shape(image_axes, full_resolution(image).shape), np.uint8)
+    colormap = Colormap(["#ff00ff00", "#ff00ffff"], name="unsure")
+    return Image(data, name=name, metadata={METADATA_KEY: {"axes": axes, "output": "probability"}},
+                 contrast_limits=(0, 255), colormap=colormap, blending="translucent", opacity=PROBABILITY_OPACITY,
+                 **placement(image, image_axes))
+
+
 def note_of(layer: Layer) -> dict[str, Any]:
     """What this plugin noted in a layer's metadata."""
     return dict(layer.metadata.get(METADATA_KEY, {}))
@@ -279,7 +289,7 @@ def class_features(classes: Sequence[ClassDefinition]) -> dict[str, list[Any]]:
 def keys_in_words(n_classes: int) -> str:
     """The keys of an annotation layer, in one line that breaks between them alone."""
     keys = (f"1–{min(n_classes, 9)} class", "[ ] brush size", "E erase", "F fill", "Ctrl+Z undo", "L live",
-            "Space (held) no mask, move")
+            "N next place", "Space (held) no mask, move")
     return ", ".join(key.replace(" ", "\N{NO-BREAK SPACE}") for key in keys)
 
 

@@ -25,6 +25,7 @@ from napari_cellbrush.napari_ui.result_layers import ResultLayers
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
 
 if TYPE_CHECKING:
+    from napari_cellbrush.engine.features import FeatureSource
     from napari_cellbrush.napari_ui.workbench import Workbench
 
 #: Milliseconds between two looks at the camera and the mouse.
@@ -86,6 +87,10 @@ class Live(QObject):
     def is_on(self) -> bool:
         """Whether a mask follows the strokes, or waits for some."""
         return self._run.busy
+
+    def features_of(self, image_key: str) -> FeatureSource | None:
+        """Features of an image, while they are at hand because live follows it."""
+        return self._known.source if self._subject is not None and self._subject.image == image_key else None
 
     def switch(self, on: bool | None = None) -> None:
         """Switch live on or off; the other one if not said."""

@@ -19,6 +19,7 @@ from napari_cellbrush.napari_ui.annotating import Annotating
 from napari_cellbrush.napari_ui.autosaving import Autosaving
 from napari_cellbrush.napari_ui.exporting import Exporting
 from napari_cellbrush.napari_ui.fine_tuning import FineTuning
+from napari_cellbrush.napari_ui.guiding import Guiding
 from napari_cellbrush.napari_ui.layer_book import LayerBook
 from napari_cellbrush.napari_ui.live import Live
 from napari_cellbrush.napari_ui.live_keys import bind_live_keys
@@ -74,6 +75,7 @@ class Workbench(QObject):
         self.autosaving = Autosaving(self)
         self.live = Live(self)
         bind_live_keys(self)
+        self.guiding = Guiding(self)
         viewer.layers.events.removing.connect(self._on_layer_removing)
         self.session.options_changed.connect(self._on_options_changed)
         if window is not None:
