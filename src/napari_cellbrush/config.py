@@ -241,6 +241,8 @@ class AutosaveConfig(Settings):
 class LiveConfig(Settings):
     """How the mask follows the brush."""
 
+    learn: bool = _setting(True, "Keep learning", "Fine-tune on the strokes in the background, and show what the tuned "
+                           "model says where it is better on the held-out strokes.", advanced=False)
     feature_memory_mb: int = _setting(1024, "Feature memory", "Memory for what is known of the image; about 150 MB for "
                                       "each million pixels, more with several channels. With too little, parts are "
                                       "computed again when the view comes back to them.", unit="MB", ge=64, le=262_144)

@@ -155,6 +155,8 @@ class StrokesTaken:
     no_score_reason: str
     #: Whether strokes were taken back: everything learnt so far is forgotten.
     restarted: bool
+    #: Which strokes are learnt from and which are held out, an :class:`.engine.annotation.Split`.
+    split: Any = None
 
 
 @dataclass(frozen=True)
@@ -280,8 +282,23 @@ class LiveTile:
     columns: slice
     #: YX uint8, 1…K: the most probable class.
     classes: NDArray[np.uint8]
+    #: Whether the tuned model gave it, rather than the instant classifier.
+    by_tuned: bool
     #: That it took, features that were not known yet included.
     seconds: float
 
 
-LiveEvent = HeadFitted | LiveTile
+@dataclass(frozen=True)
+class LiveScored:
+    """Instant classifier and tuned model, measured on the same held-out strokes."""
+
+    #: Of the strokes.
+    generation: int
+    #: Mean intersection over union in [0, 1]; None where there is none yet.
+    instant_score: float | None
+    tuned_score: float | None
+    #: Whether the mask is the tuned model's now.
+    tuned_leads: bool
+
+
+LiveEvent = HeadFitted | LiveTile | LiveScored

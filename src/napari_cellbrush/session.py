@@ -454,9 +454,12 @@ class Session:
             raise ConfigError(f"There would be {len(classes)} classes, need 2 to 255",
                               "Keep background and at least one other class")
         if classes != self.classes:
-            self.classes = classes
+            before, self.classes = self.current_class, classes
+            # Whoever hears of it may ask for the chosen one.
+            self.current_class = min(before, len(classes) - 1)
             self.classes_changed.emit()
-            self.choose_class(self.current_class)
+            if self.current_class != before:
+                self.class_chosen.emit()
             self.painted_changed.emit()
 
     def add_class(self) -> None:

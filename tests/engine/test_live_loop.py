@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Generator
 
 import numpy as np
@@ -8,11 +10,12 @@ import pytest
 from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.features import FeatureSource
+from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.live import follow
-from napari_cellbrush.engine.live_inbox import LiveInbox, Strokes, View
-from napari_cellbrush.engine.model import ModelCard, new_model
+from napari_cellbrush.engine.live_inbox import HeldOutStrokes, LiveInbox, Strokes, TunedAnswer, View
+from napari_cellbrush.engine.model import Model, ModelCard, new_model
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.events import HeadFitted, LiveEvent, LiveTile, StopToken
+from napari_cellbrush.events import HeadFitted, LiveEvent, LiveScored, LiveTile, PauseToken, StopToken
 
 CPU = Device("cpu", "CPU", None, None, channels_last=True)
 
@@ -31,16 +34,20 @@ def strokes_on(image: np.ndarray) -> np.ndarray:
     return labels
 
 
+def model(seed: int) -> Model:
+    card = ModelCard(name="m", classes=DEFAULT_CLASSES, in_channels=1, any_channels=True,
+                     network=NetworkConfig(depth=3, base_filters=8))
+    return new_model(card, seed)
+
+
 class Loop:
     """The loop, driven until something happens."""
 
     def __init__(self, image: np.ndarray, axes: str = "YX", scale: float = 1.0, budget: int = 1 << 30) -> None:
-        card = ModelCard(name="m", classes=DEFAULT_CLASSES, in_channels=1, any_channels=True,
-                         network=NetworkConfig(depth=3, base_filters=8))
-        self.source = FeatureSource(new_model(card, 0), Planes(image, axes), scale, CPU, budget)
-        self.inbox, self.stop = LiveInbox(), StopToken()
+        self.source = FeatureSource(model(0), Planes(image, axes), scale, CPU, budget)
+        self.inbox, self.stop, self.pause = LiveInbox(), StopToken(), PauseToken()
         self.events: list[LiveEvent] = []
-        self._run: Generator[LiveEvent, None, None] = follow(self.source, 3, self.inbox, self.stop)
+        self._run: Generator[LiveEvent, None, None] = follow(self.source, 3, self.inbox, self.stop, self.pause)
 
     def until(self, condition: Callable[[LiveEvent], bool]) -> LiveEvent:
         for event in self._run:
@@ -165,3 +172,92 @@ def test_it_ends_when_it_is_stopped_and_has_nothing_to_do() -> None:
     loop = Loop(discs(size=100))
     loop.stop.stop()
     assert list(loop._run) == []
+
+
+# ------------------------------------------------------------------------------------- beside a tuned model
+
+
+@pytest.fixture
+def split_loop() -> tuple[Loop, np.ndarray]:
+    """A loop over an image of four tiles, answered once, with some strokes held out."""
+    image = discs(size=400)
+    labels = strokes_on(image)
+    labels[98:102, 20:30], labels[76:80, 5:100] = 2, 1
+    held_out = np.zeros_like(labels)
+    held_out[70:110] = labels[70:110]
+    loop = Loop(image)
+    loop.inbox.show(View((), slice(0, 100), slice(0, 100)))
+    loop.inbox.paint(Strokes(1, {(): labels}))
+    loop.inbox.hold_out(HeldOutStrokes(1, {(): labels - held_out}, {(): held_out}))
+    loop.tiles(4)
+    return loop, labels
+
+
+def scored(loop: Loop) -> LiveScored:
+    event = loop.until(lambda event: isinstance(event, LiveScored))
+    assert isinstance(event, LiveScored)
+    return event
+
+
+def test_a_tuned_model_with_the_better_score_answers_and_gives_what_segmentation_gives(
+        split_loop: tuple[Loop, np.ndarray]) -> None:
+    loop, _ = split_loop
+    tuned = model(1)
+    loop.inbox.offer(TunedAnswer(tuned, 1.01, 1))
+    event = scored(loop)
+    assert event.tuned_leads
+    assert event.instant_score is not None
+    assert event.instant_score > 0.3
+    expected = segment_array(tuned, loop.source.image.planes, device=CPU)
+    tiles = loop.tiles(4)
+    assert (tiles[0].rows.start, tiles[0].columns.start) == (0, 0)
+    for tile in tiles:
+        assert tile.by_tuned
+        np.testing.assert_array_equal(tile.classes, expected[tile.rows, tile.columns])
+
+
+def test_a_tuned_model_with_the_worse_score_answers_nothing(split_loop: tuple[Loop, np.ndarray]) -> None:
+    loop, labels = split_loop
+    loop.inbox.offer(TunedAnswer(model(1), 0.01, 1))
+    assert not scored(loop).tuned_leads
+    loop.inbox.paint(Strokes(2, {(): np.where(labels == 0, 0, labels).astype(np.uint8)}))
+    more = labels.copy()
+    more[118:122, 5:60] = 1
+    loop.inbox.paint(Strokes(3, {(): more}))
+    assert not any(tile.by_tuned for tile in loop.tiles(4))
+
+
+def test_a_new_stroke_is_answered_at_once_where_it_lies_though_the_tuned_model_leads(
+        split_loop: tuple[Loop, np.ndarray]) -> None:
+    loop, labels = split_loop
+    loop.inbox.offer(TunedAnswer(model(1), 1.01, 1))
+    loop.tiles(4)
+    more = labels.copy()
+    more[118:122, 5:60] = 1
+    loop.inbox.paint(Strokes(2, {(): more}))
+    tile = loop.until(lambda event: isinstance(event, LiveTile))
+    assert not tile.by_tuned
+    assert (tile.rows.start, tile.columns.start) == (0, 0)
+    loop.inbox.offer(TunedAnswer(loop.inbox.read().tuned.model, 1.01, 2))
+    tile = loop.until(lambda event: isinstance(event, LiveTile))
+    assert tile.by_tuned
+    assert (tile.rows.start, tile.columns.start) == (0, 0)
+
+
+def test_a_tuned_model_that_is_taken_back_leaves_no_answer(split_loop: tuple[Loop, np.ndarray]) -> None:
+    loop, _ = split_loop
+    loop.inbox.offer(TunedAnswer(model(1), 1.01, 1))
+    loop.tiles(4)
+    loop.inbox.offer(None)
+    assert not any(tile.by_tuned for tile in loop.tiles(4))
+
+
+def test_nothing_is_computed_while_somebody_draws() -> None:
+    loop = Loop(discs(size=100))
+    loop.inbox.show(View((), slice(0, 100), slice(0, 100)))
+    loop.inbox.paint(Strokes(1, {(): strokes_on(discs(size=100))}))
+    loop.pause.hold()
+    began = time.monotonic()
+    threading.Timer(0.3, loop.pause.release).start()
+    loop.until(lambda event: isinstance(event, HeadFitted))
+    assert time.monotonic() - began >= 0.3

@@ -7,6 +7,11 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
+from napari_cellbrush.engine import continuous
+from napari_cellbrush.engine.annotation import Split, collect_annotation
+from napari_cellbrush.engine.inference import segment_array
+from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.events import ContinuousScored, Improved, StrokesTaken
 from napari_cellbrush.napari_ui.workbench import workbench_for
 
 
@@ -24,11 +29,11 @@ def live(viewer, workspace, image, person):
 
 def paint(viewer, person, live, value, points):
     """One stroke of a class, and the generation it gives."""
-    before = live._watch.strokes.generation
+    before = live._generation
     layer = viewer.layers.selection.active
     layer.selected_label = value
     person.drag(points)
-    person.wait(lambda: live._watch.strokes.generation > before)
+    person.wait(lambda: live._generation > before)
 
 
 def paint_two_classes(viewer, person, live):
@@ -43,7 +48,7 @@ def mask(viewer):
 
 def is_answered(live):
     """Whether the mask shows the newest strokes (the image is one tile)."""
-    return live.answered == live._watch.strokes.generation
+    return live.answered == live._generation
 
 
 def agreement(viewer, image):
@@ -71,3 +76,205 @@ def test_a_mask_follows_the_strokes_and_forgets_what_is_taken_back(viewer, live,
         person.key(Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
     person.wait(lambda: not mask(viewer).any())
     assert workbench_for(viewer).session.live.busy
+
+
+# ------------------------------------------------------------------------------------------- on, off, keys
+
+
+def test_the_key_l_makes_an_annotation_and_switches_on_and_off(viewer, workspace, image, person):
+    viewer.add_image(image, name="cells")
+    person.key(Qt.Key.Key_L)
+    session = workspace.session
+    person.wait(lambda: session.live.busy and "cells annotation" in viewer.layers)
+    assert workspace.annotate.live.button.isChecked()
+    assert viewer.layers.selection.active.name == "cells annotation"
+    person.key(Qt.Key.Key_L)
+    assert not session.live.busy
+    assert not workspace.annotate.live.button.isChecked()
+
+
+def test_space_shows_the_image_under_the_masks_while_it_is_held(viewer, live, person):
+    strokes, shown = viewer.layers["cells annotation"], viewer.layers["cells live"]
+    canvas = person._canvas.native
+    canvas.setFocus()
+    QTest.keyPress(canvas, Qt.Key.Key_Space)
+    QTest.qWait(20)
+    assert not shown.visible
+    assert strokes.visible
+    assert strokes.mode == "pan_zoom"
+    QTest.keyRelease(canvas, Qt.Key.Key_Space)
+    QTest.qWait(20)
+    assert shown.visible
+    assert strokes.mode == "paint"
+
+
+def test_without_an_image_live_says_what_it_needs(workspace):
+    workspace.annotate.bench.live.switch(True)
+    assert "Open an image" in workspace.session.live.notice.text
+    assert not workspace.session.live.busy
+
+
+def test_what_cannot_be_read_switches_live_off_with_a_sentence(viewer, workspace, person):
+    viewer.add_image(np.full((60, 60), 3.0), name="flat", contrast_limits=(0, 5))
+    person.click(workspace.annotate.live.button)
+    person.wait(lambda: not workspace.session.live.busy)
+    assert "constant" in workspace.session.live.notice.text
+    assert workspace.session.live.notice.kind == "error"
+
+
+def test_removing_the_mask_switches_live_off(viewer, live, person):
+    viewer.layers.remove(viewer.layers["cells live"])
+    person.wait(lambda: not live.is_on)
+    assert "removed" in live._run.notice.text
+
+
+def test_work_rests_while_the_mouse_button_is_down_and_the_stroke_is_whole(viewer, live, person):
+    layer = viewer.layers["cells annotation"]
+    person.press((40, 10))
+    person.wait(lambda: live._pause.held)
+    for column in range(11, 60):
+        person.move((40, column))
+    person.release((40, 60))
+    person.wait(lambda: not live._pause.held)
+    assert layer.data[40, 10:60].all()
+
+
+# ------------------------------------------------------------------------------------- things change meanwhile
+
+
+def test_another_slice_is_answered_by_the_strokes_of_the_first(viewer, workspace, image, person):
+    viewer.add_image(np.stack([image, image[:, ::-1]]), name="cells")
+    viewer.dims.set_current_step(0, 0)
+    viewer.reset_view()
+    QTest.qWait(50)
+    person.click(workspace.annotate.live.button)
+    live = workspace.annotate.bench.live
+    person.wait(lambda: "two classes" in live._run.notice.text)
+    layer = viewer.layers["cells annotation"]
+    for value, row, columns in ((1, 40, (10, 140)), (2, 20, (20, 30))):
+        layer.selected_label = value
+        person.drag([(row, columns[0]), (row, columns[1])])
+    person.wait(lambda: mask(viewer)[0].all())
+    viewer.dims.set_current_step(0, 1)
+    person.wait(lambda: mask(viewer)[1].all())
+    assert (mask(viewer)[1] == np.where(image[:, ::-1] > 0.5, 2, 1)).mean() > 0.7
+
+
+def test_another_image_waits_for_strokes_of_its_own_and_nothing_reaches_the_wrong_mask(viewer, live, workspace,
+                                                                                    person, image):
+    paint_two_classes(viewer, person, live)
+    person.wait(lambda: is_answered(live))
+    before = mask(viewer).copy()
+    other = viewer.add_image(image[:, ::-1].copy(), name="other")
+    workspace.session.choose_image(str(other.unique_id))
+    person.wait(lambda: "Choose an image" in live._run.notice.text)
+    workspace.annotate.bench.annotating.new_annotation(str(other.unique_id))
+    person.wait(lambda: "other live" in viewer.layers and "two classes" in live._run.notice.text)
+    paint_two_classes(viewer, person, live)
+    person.wait(lambda: is_answered(live))
+    assert viewer.layers["other live"].data.all()
+    np.testing.assert_array_equal(mask(viewer), before)
+
+
+def test_classes_come_and_go_meanwhile(viewer, live, workspace, person):
+    paint_two_classes(viewer, person, live)
+    person.wait(lambda: is_answered(live))
+    workspace.session.add_class()
+    person.wait(lambda: live._subject is not None and live._subject.n_classes == 4)
+    paint(viewer, person, live, 4, [(100, 5), (110, 5)])
+    person.wait(lambda: (mask(viewer) == 4).any())
+    workspace.annotate.bench.annotating.remove_class(3)
+    person.wait(lambda: live._subject is not None and live._subject.n_classes == 3 and is_answered(live))
+    assert mask(viewer).max() <= 3
+
+
+def test_the_features_of_an_image_survive_a_change_of_classes(viewer, live, workspace, person):
+    paint_two_classes(viewer, person, live)
+    person.wait(lambda: is_answered(live))
+    source = live._known.source
+    workspace.session.add_class()
+    person.wait(lambda: live._subject is not None and live._subject.n_classes == 4 and is_answered(live))
+    assert live._known.source is source
+
+
+def test_removing_the_image_leaves_live_waiting(viewer, live, person):
+    viewer.layers.remove(viewer.layers["cells"])
+    person.wait(lambda: live._job is None)
+    QTest.qWait(200)
+    assert live.is_on
+    assert "Choose an image" in live._run.notice.text
+
+
+def test_two_windows_do_not_mix(viewer, live, person, image, make_napari_viewer):
+    second = make_napari_viewer(show=True)
+    second.add_image(image[:, ::-1].copy(), name="cells")
+    other = workbench_for(second)
+    other.look_around()
+    person.wait(lambda: other.session.models)
+    other.live.switch(True)
+    person.wait(lambda: "two classes" in other.session.live.notice.text)
+    painter = type(person)(second)
+    painter.drag([(40, 10), (40, 140)])
+    second.layers["cells annotation"].selected_label = 2
+    painter.drag([(20, 120), (20, 130)])
+    person.wait(lambda: other.live.answered > 0 and is_answered(other.live))
+    assert second.layers["cells live"].data.all()
+    assert not mask(viewer).any()
+    other.live.switch(False)
+
+
+# ------------------------------------------------------------------------------------------------- learning
+
+
+@pytest.fixture
+def tuned(tiny_model, monkeypatch):
+    """A model that learning gives, with a perfect score, as soon as both classes have strokes."""
+    model = tiny_model("tuned", seed=5)
+
+    def learn(base, images, inbox, config, *, classes, stop, **_):
+        given, measured = None, 0
+        while not stop.stopped:
+            generation, labels = inbox.take()
+            if given is None and generation and len(np.unique(labels[0])) == 3:
+                every = collect_annotation(images, labels, classes)
+                some = collect_annotation(images, [np.where(np.arange(150) > 20, a, 0) for a in labels], classes)
+                yield StrokesTaken(generation, 10, 10, "", False, Split(every, some, ""))
+                yield Improved(generation, 1, model, 1.01, None, 0.2)
+                given = model
+            elif given is not None and generation > measured:
+                yield ContinuousScored(generation, 2, 0.5, None, 1.01, 0.2)
+            measured = generation
+            inbox.wait_for_newer(generation, 0.05)
+        return given
+
+    monkeypatch.setattr(continuous, "learn_continuously", learn)
+    return model
+
+
+def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_kept(viewer, workspace, image, person,
+                                                                                   tuned):
+    viewer.add_image(image, name="cells")
+    viewer.reset_view()
+    QTest.qWait(50)
+    person.click(workspace.annotate.live.button)
+    live, session = workspace.annotate.bench.live, workspace.session
+    person.wait(lambda: "two classes" in session.live.notice.text)
+    paint_two_classes(viewer, person, live)
+    person.wait(lambda: "Tuned model: 1.01" in session.live.notice.text)
+    expected = segment_array(tuned, Planes(image, "YX"))
+    person.wait(lambda: np.array_equal(mask(viewer), expected))
+    person.click(workspace.annotate.live.button)
+    person.wait(lambda: session.model == "cells live")
+    assert "saved as 'cells live'" in session.live.notice.text
+    person.click(workspace.segment.run.button)
+    person.wait(lambda: not session.segmentation.busy)
+    assert session.segmentation.notice.kind == "success"
+
+
+def test_fine_tuning_on_request_goes_before_learning_beside(viewer, live, workspace, person):
+    paint_two_classes(viewer, person, live)
+    person.wait(lambda: workspace.session.why_not_train() == "")
+    workspace.annotate.bench.fine_tuning.start("mine")
+    person.wait(lambda: not workspace.session.training.busy)
+    assert workspace.session.find_model("mine") is not None
+    assert live.is_on

@@ -133,6 +133,7 @@ class FeatureSource:
         model = model.for_channels(planes.n_channels)
         self.image = Resampled(planes, scale)
         self.geometry = model.network.geometry
+        self.device = device
         self._base_filters = model.network.base_filters
         self._normalisation = planes.normalisation()
         self._predictor = TilePredictor(model, self._normalisation, device, InferenceConfig())

@@ -107,7 +107,7 @@ def segment_planes(
     rows, columns = region or (slice(None), slice(None))
     # A view may reach beyond the image.
     region = slice(*rows.indices(planes.shape_yx[0])), slice(*columns.indices(planes.shape_yx[1]))
-    plan = partial(_plan, source, region, geometry, centre)
+    plan = partial(plan_region, source, region, geometry, centre)
     predictor = TilePredictor(model, planes.normalisation(), device, config)
     tiles = plan(source.network_window(*region), tile_size(config, model, device))
     queue = deque((index, tile) for index in (planes.indices() if indices is None else indices) for tile in tiles)
@@ -131,7 +131,7 @@ def segment_planes(
             n_done += 1
             elapsed = time.perf_counter() - began
             progress = (n_done, n_done + len(queue))
-            answered = _answered(source, region, geometry, tile, probabilities)
+            answered = answered_window(source, region, geometry, tile, probabilities)
             yield _segmented(index, answered, progress, elapsed)
     return not queue
 
@@ -241,7 +241,7 @@ class _ReadAhead:
         return self._thread.submit(self._planes.read_mirrored, index, tile.top, tile.left, tile.height, tile.width)
 
 
-def _plan(source: Resampled, region: Region, geometry: UNetGeometry, centre: tuple[float, float] | None,
+def plan_region(source: Resampled, region: Region, geometry: UNetGeometry, centre: tuple[float, float] | None,
           window: Region, size: int) -> list[Tile]:
     """Tiles of network pixels; those that answer no image pixel of the region are left out."""
     middle = (centre[0] * source.scale, centre[1] * source.scale) if centre else None
@@ -257,7 +257,7 @@ def _wanted(source: Resampled, region: Region, tile: Tile) -> Region:
     return rows, columns
 
 
-def _answered(source: Resampled, region: Region, geometry: UNetGeometry, tile: Tile,
+def answered_window(source: Resampled, region: Region, geometry: UNetGeometry, tile: Tile,
               probabilities: NDArray[np.float32]) -> tuple[Region, NDArray[np.float32]]:
     """The image's window that a tile answers, and its probabilities KYX."""
     # A tile at the region's border may answer a few pixels before or after the part that is asked for.

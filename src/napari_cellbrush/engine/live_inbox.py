@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,34 +42,72 @@ class Strokes:
     planes: Mapping[Index, NDArray[np.uint8]]
 
 
+@dataclass(frozen=True, eq=False)
+class HeldOutStrokes:
+    """Which strokes a classifier may learn from and which it is measured on; arrays as in :class:`Strokes`."""
+
+    generation: int
+    train: Mapping[Index, NDArray[np.uint8]]
+    held_out: Mapping[Index, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, eq=False)
+class TunedAnswer:
+    """A model that learnt from the strokes, and its score on those held out."""
+
+    #: An :class:`.model.Model`.
+    model: Any
+    score: float
+    #: Of the strokes that it was measured on.
+    generation: int
+
+
+@dataclass(frozen=True, eq=False)
+class Letters:
+    """Everything that holds now."""
+
+    view: View | None = None
+    strokes: Strokes = field(default_factory=lambda: Strokes(0, {}))
+    split: HeldOutStrokes | None = None
+    tuned: TunedAnswer | None = None
+
+
 class LiveInbox:
     """Where letters to the loop are dropped, from any thread; a later letter of a kind replaces an earlier one."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._news = False
-        self._view: View | None = None
-        self._strokes = Strokes(0, {})
+        self._letters = Letters()
 
     def show(self, view: View) -> None:
         """Somebody looks at another place."""
-        with self._changed:
-            self._view, self._news = view, True
-            self._changed.notify_all()
+        self._drop(view=view)
 
     def paint(self, strokes: Strokes) -> None:
         """Something else is painted."""
-        with self._changed:
-            self._strokes, self._news = strokes, True
-            self._changed.notify_all()
+        self._drop(strokes=strokes)
 
-    def read(self) -> tuple[View | None, Strokes]:
+    def hold_out(self, split: HeldOutStrokes | None) -> None:
+        """Other strokes are held out, or none."""
+        self._drop(split=split)
+
+    def offer(self, tuned: TunedAnswer | None) -> None:
+        """There is a better tuned model or another score of it; None: there is none any more."""
+        self._drop(tuned=tuned)
+
+    def read(self) -> Letters:
         """What holds now."""
         with self._changed:
             self._news = False
-            return self._view, self._strokes
+            return self._letters
 
     def wait(self, seconds: float) -> None:
         """Until something is dropped that was not read yet, at most so long."""
         with self._changed:
             self._changed.wait_for(lambda: self._news, seconds)
+
+    def _drop(self, **letter: Any) -> None:
+        with self._changed:
+            self._letters, self._news = replace(self._letters, **letter), True
+            self._changed.notify_all()

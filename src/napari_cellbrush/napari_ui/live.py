@@ -7,18 +7,31 @@ answers to older strokes of the same subject are told by their generation and dr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Labels
-from qtpy.QtCore import QObject, QTimer
+from numpy.typing import NDArray
+from qtpy.QtCore import QObject, Qt, QTimer
+from qtpy.QtWidgets import QApplication
 
 from napari_cellbrush.config import DeviceName
-from napari_cellbrush.engine.live_inbox import LiveInbox, Strokes, View
+from napari_cellbrush.engine.live_inbox import HeldOutStrokes, Index, LiveInbox, Strokes, TunedAnswer, View
 from napari_cellbrush.errors import AnnotationError, CellbrushError
-from napari_cellbrush.events import HeadFitted, LiveEvent, LiveTile
+from napari_cellbrush.events import (
+    ContinuousScored,
+    HeadFitted,
+    Improved,
+    LiveEvent,
+    LiveScored,
+    LiveTile,
+    PauseToken,
+    StrokesTaken,
+)
 from napari_cellbrush.napari_ui import layers
+from napari_cellbrush.napari_ui.live_learning import LiveLearning
 from napari_cellbrush.napari_ui.live_runs import KnownFeatures, LiveTask, follow_strokes
 from napari_cellbrush.napari_ui.live_strokes import StrokeWatch
 from napari_cellbrush.napari_ui.result_layers import ResultLayers
@@ -63,6 +76,16 @@ class Live(QObject):
         self._known = KnownFeatures()
         self._job: Job | None = None
         self._inbox = LiveInbox()
+        self._pause = PauseToken()
+        self._learning = LiveLearning(bench, self._pause)
+        #: Of the newest strokes; and the same by what learning calls them.
+        self._generation = 0
+        self._generations: dict[int, int] = {}
+        #: What learning said last: how strokes are split, and its best model.
+        self._split: StrokesTaken | None = None
+        self._tuned: TunedAnswer | None = None
+        self._fitted: HeadFitted | None = None
+        self._scored: LiveScored | None = None
         self._watch: StrokeWatch | None = None
         self._mask: Labels | None = None
         self._mask_axes = ""
@@ -81,6 +104,12 @@ class Live(QObject):
                        session.models_changed, session.options_changed):
             signal.connect(self._follow_soon)
         session.axes_changed.connect(self._on_axes_changed)
+        for run in (session.training, session.segmentation):
+            run.changed.connect(self._follow_soon)
+        self._learning.split.connect(self._on_split)
+        self._learning.improved.connect(self._on_improved)
+        self._learning.scored.connect(self._on_tuned_scored)
+        self._learning.failed.connect(self._on_learning_failed)
         bench.book.removed.connect(self._on_layer_removed)
 
     @property
@@ -105,6 +134,7 @@ class Live(QObject):
         self._pulse.stop()
         self._soon.stop()
         self._end_job()
+        self._learning.end()
 
     # -------------------------------------------------------------------------------------------- on and off
 
@@ -126,6 +156,8 @@ class Live(QObject):
     def _switch_off(self, text: str, error: bool = False) -> None:
         self._pulse.stop()
         self._end_job()
+        self._learning.end_and_save()
+        self._pause.release()
         self._known = KnownFeatures()
         self._run.end(text, "error" if error else "info")
 
@@ -140,6 +172,8 @@ class Live(QObject):
         """Follow what is chosen now."""
         if not self.is_on:
             return
+        if self._learning.follow():
+            self._teach()
         subject = self._wanted()
         if subject == self._subject:
             return
@@ -174,11 +208,14 @@ class Live(QObject):
         self._subject, self._view, self._inbox = subject, None, LiveInbox()
         self._mask = self._results.live_mask(image, session.classes)
         self._mask_axes = layers.labels_axes(image.axes)
-        self._watch = StrokeWatch(strokes, book.viewer.dims, self._on_strokes)
-        self._inbox.paint(self._watch.strokes)
+        # Generations go on from image to image: a late word about strokes never fits the strokes of another image.
+        self._watch = StrokeWatch(strokes, book.viewer.dims, self._generation + 1, self._on_strokes)
+        self._on_strokes(self._watch.strokes)
+        self._on_split(self._split)
+        self._inbox.offer(self._tuned)
         task = LiveTask(subject.base, layers.planes_of(book.layer(image.key), image.axes), session.classes,
                         session.live_config, session.training_config, subject.diameter_px, subject.device_name,
-                        self._inbox, self._known)
+                        self._inbox, self._pause, self._known)
         self._run.say("Looking at the image…")
         self._job = self._bench.job(partial(follow_strokes, task), "following the strokes", exclusive=False)
         self._job.received.connect(self._on_event)
@@ -197,13 +234,32 @@ class Live(QObject):
             self._job.deleteLater()
             self._job = None
         self._mask = None
+        self._fitted, self._scored = None, None
 
     # ------------------------------------------------------------------------------------------- to the job
 
     def _on_strokes(self, strokes: Strokes) -> None:
+        self._generation = strokes.generation
         self._inbox.paint(strokes)
+        self._teach()
+
+    def _teach(self) -> None:
+        """Let the strokes of all images be learnt from."""
+        try:
+            number = self._learning.take_strokes()
+        except CellbrushError as error:  # too little memory for a copy
+            self._on_learning_failed(str(error))
+            return
+        if number == 1:
+            self._generations.clear()
+        self._generations[number] = self._generation
 
     def _on_pulse(self) -> None:
+        """Whoever draws has the computer; and tell what the view shows."""
+        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
+            self._pause.release()
+        else:
+            self._pause.hold()
         if self._job is not None:
             self._look()
 
@@ -233,21 +289,19 @@ class Live(QObject):
     # ----------------------------------------------------------------------------------------- from the job
 
     def _on_event(self, event: LiveEvent) -> None:
-        if self._watch is None or self._mask is None or event.generation != self._watch.strokes.generation:
+        if self._mask is None or event.generation != self._generation:
+            return
+        if isinstance(event, LiveTile):
+            self._write(event, self._mask)
             return
         if isinstance(event, HeadFitted):
-            self._hear(event, self._mask)
+            self._fitted = event
+            if not event.ready and self._mask.data.any():  # every stroke that said otherwise was taken back
+                self._mask.data[...] = 0
+                self._is_dirty = True
         else:
-            self._write(event, self._mask)
-
-    def _hear(self, fitted: HeadFitted, mask: Labels) -> None:
-        if fitted.ready:
-            self._run.say(f"Follows {fitted.n_pixels:,} painted pixels.")
-            return
-        self._run.say("Paint at least two classes.")
-        if mask.data.any():  # every stroke that said otherwise was taken back
-            mask.data[...] = 0
-            self._is_dirty = True
+            self._scored = event
+        self._run.say(standing_in_words(self._fitted, self._scored))
 
     def _write(self, tile: LiveTile, mask: Labels) -> None:
         self.answered = tile.generation
@@ -260,9 +314,58 @@ class Live(QObject):
             self._is_dirty = False
             self._mask.refresh(extent=False, thumbnail=False, highlight=False)
 
+    # -------------------------------------------------------------------------------------------- from learning
+
+    def _on_split(self, taken: StrokesTaken | None) -> None:
+        self._split = taken
+        image = self._learning.position_of(self._subject.image) if self._subject else -1
+        if taken is None or taken.split.validation is None or image < 0:
+            self._inbox.hold_out(None)
+            return
+        self._inbox.hold_out(HeldOutStrokes(self._generations.get(taken.generation, 0),
+                                            _planes_of(taken.split.train, image),
+                                            _planes_of(taken.split.validation, image)))
+
+    def _on_improved(self, improved: Improved | None) -> None:
+        self._offer(TunedAnswer(improved.model, improved.score, self._generations.get(improved.generation, 0))
+                    if improved is not None else None)
+
+    def _on_tuned_scored(self, scored: ContinuousScored) -> None:
+        # A score that is itself the best is followed by the model it belongs to.
+        if self._tuned is not None and scored.best_score is not None and scored.score != scored.best_score:
+            self._offer(replace(self._tuned, score=scored.best_score,
+                                generation=self._generations.get(scored.generation, 0)))
+
+    def _offer(self, tuned: TunedAnswer | None) -> None:
+        if tuned is not None or self._tuned is not None:
+            self._tuned = tuned
+            self._inbox.offer(tuned)
+
+    def _on_learning_failed(self, sentence: str) -> None:
+        self._run.say(f"The instant answer goes on, but nothing is learnt beside it: {sentence}", "warning")
+
     def _on_layer_removed(self, key: str) -> None:
         if self._mask is not None and str(self._mask.unique_id) == key:
             self._switch_off("Off, because its layer was removed.")
         else:
             self._follow_soon()
 
+
+def standing_in_words(fitted: HeadFitted | None, scored: LiveScored | None) -> str:
+    """Who answers, how well, and from what; for the person."""
+    if fitted is None or not fitted.ready:
+        return "Paint at least two classes: then the mask follows."
+    instant = scored.instant_score if scored is not None else None
+    tuned = scored.tuned_score if scored is not None else None
+    if instant is None:
+        return f"Instant answer, learnt from {fitted.n_pixels:,} pixels."
+    if tuned is None:
+        return f"Instant answer: {instant:.2f} on held-out strokes."
+    if scored is not None and scored.tuned_leads:
+        return f"Tuned model: {tuned:.2f} on held-out strokes (instant answer {instant:.2f})."
+    return f"Instant answer: {instant:.2f} on held-out strokes (tuned model {tuned:.2f})."
+
+
+def _planes_of(annotation: Any, image: int) -> dict[Index, NDArray[np.uint8]]:
+    """An image's labelled planes by their index, of an :class:`.engine.annotation.Annotation`."""
+    return {plane.index: plane.labels for plane in annotation.planes if plane.image == image}

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from napari_cellbrush.config import ClassDefinition, DeviceName, LiveConfig, TrainingConfig
 from napari_cellbrush.engine.live_inbox import LiveInbox
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.events import LiveEvent, StopToken
-from napari_cellbrush.napari_ui.runs import load_torch
+from napari_cellbrush.events import ContinuousEvent, LiveEvent, PauseToken, StopToken
+from napari_cellbrush.napari_ui.runs import LibraryFound, load_torch, read_library
 from napari_cellbrush.session import SCRATCH
 
 if TYPE_CHECKING:
+    from napari_cellbrush.engine.continuous import StrokeInbox
     from napari_cellbrush.engine.features import FeatureSource
     from napari_cellbrush.engine.model import Model
 
@@ -40,6 +41,7 @@ class LiveTask:
     diameter_px: float
     device_name: DeviceName
     inbox: LiveInbox
+    pause: PauseToken
     known: KnownFeatures = field(default_factory=KnownFeatures)
 
 
@@ -50,7 +52,7 @@ def follow_strokes(task: LiveTask, stop: StopToken) -> Generator[LiveEvent, None
 
     if task.known.source is None:
         task.known.source = _features(task)
-    yield from follow(task.known.source, len(task.classes), task.inbox, stop)
+    yield from follow(task.known.source, len(task.classes), task.inbox, stop, task.pause)
 
 
 def _features(task: LiveTask) -> FeatureSource:
@@ -58,16 +60,53 @@ def _features(task: LiveTask) -> FeatureSource:
     from napari_cellbrush.engine.diameter import object_diameter
     from napari_cellbrush.engine.features import FeatureSource
 
-    device, base = choose_device(task.device_name), _base(task)
+    device = choose_device(task.device_name)
+    base = _base(task.base, task.classes, task.planes.n_channels, task.training_config)
     diameter = object_diameter(base, [task.planes], task.diameter_px, device)
     return FeatureSource(base, task.planes, base.card.scale_for(diameter), device,
                          task.config.feature_memory_mb * 2**20)
 
 
-def _base(task: LiveTask) -> Model:
+def _base(name: str, classes: tuple[ClassDefinition, ...], n_channels: int, config: TrainingConfig) -> Model:
     from napari_cellbrush.engine.model_file import find_model, read_model
     from napari_cellbrush.engine.training import scratch_model
 
-    if task.base == SCRATCH:
-        return scratch_model(task.classes, task.planes.n_channels, task.training_config)
-    return read_model(find_model(task.base))
+    return scratch_model(classes, n_channels, config) if name == SCRATCH else read_model(find_model(name))
+
+
+@dataclass(frozen=True, eq=False)
+class LearnTask:
+    """Everything that learning beside the person who paints needs."""
+
+    base: str
+    images: tuple[Planes, ...]
+    classes: tuple[ClassDefinition, ...]
+    config: TrainingConfig
+    device_name: DeviceName
+    inbox: StrokeInbox
+    pause: PauseToken
+    #: For the model that is saved at the end.
+    name: str
+
+
+def learn_strokes(task: LearnTask, stop: StopToken) -> Generator[ContinuousEvent, None, LiveModel | None]:
+    """Fine-tune on whatever lies in the inbox until stopped; the best model goes to the library then."""
+    load_torch()
+    from napari_cellbrush.engine.continuous import learn_continuously
+    from napari_cellbrush.engine.device import choose_device
+    from napari_cellbrush.engine.model_file import add_to_library
+
+    base = _base(task.base, task.classes, task.images[0].n_channels, task.config)
+    model = yield from learn_continuously(base, task.images, task.inbox, task.config, classes=task.classes,
+                                          device=choose_device(task.device_name), stop=stop, pause=task.pause,
+                                          name=task.name)
+    return LiveModel(add_to_library(model, task.name).stem, read_library()) if model is not None else None
+
+
+@dataclass(frozen=True, eq=False)
+class LiveModel:
+    """What learning left behind."""
+
+    name: str
+    #: With the model in it.
+    library: LibraryFound

@@ -23,18 +23,20 @@ class StrokeWatch:
         The annotation layer; only read.
     dims
         The viewer's, only asked which plane it shows.
+    generation
+        Of the strokes that are there at the beginning.
     tell
         Called with copies of all strokes after each change; not for the strokes that are there at the beginning.
     """
 
-    def __init__(self, layer: Labels, dims: Any, tell: Callable[[Strokes], None]) -> None:
+    def __init__(self, layer: Labels, dims: Any, generation: int, tell: Callable[[Strokes], None]) -> None:
         self._layer = layer
         self._dims = dims
         self._tell = tell
         self._step = dims.current_step
         self._planes: dict[Index, NDArray[np.uint8]] = {}
         self._take(np.ndindex(self._labels().shape[:-2]))
-        self.strokes = Strokes(1, dict(self._planes))
+        self.strokes = Strokes(generation, dict(self._planes))
         layer.events.paint.connect(self._on_paint)
         layer.events.set_data.connect(self._on_shown)
 
