@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import threading
 import time
 import weakref
@@ -12,7 +14,7 @@ from qtpy.QtTest import QTest
 
 from napari_cellbrush.errors import CellbrushError, ImageError, OutOfMemory
 from napari_cellbrush.events import StopToken
-from napari_cellbrush.napari_ui.worker import QUEUE_LENGTH, Job, close_all
+from napari_cellbrush.napari_ui.worker import NICENESS, QUEUE_LENGTH, Job, WorkThread, close_all
 
 
 class Ears:
@@ -210,3 +212,17 @@ def test_a_job_that_is_over_holds_on_to_nothing(qapp, fails):
     gc.collect()
     assert ears.ends
     assert references[0]() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux knows priorities of single threads")
+def test_a_thread_that_computes_for_long_lets_the_window_go_first():
+    def look(stop):
+        yield os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    found = {}
+    for exclusive in (True, False):
+        thread = WorkThread(look, "looking", exclusive)
+        thread.start()
+        assert thread.join(10)
+        found[exclusive] = thread.take()[0]
+    assert found[True] == found[False] + NICENESS == os.getpriority(os.PRIO_PROCESS, 0) + NICENESS

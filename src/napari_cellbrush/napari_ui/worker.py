@@ -7,13 +7,15 @@ stopped and failed, whatever the generator raises: a RuntimeError, as most of to
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import queue
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,9 @@ QUEUE_LENGTH = 32
 DRAIN_BUDGET_MS = 40
 #: Seconds that a closing window waits for its threads.
 CLOSING_S = 2.5
+
+#: How much lower the priority of threads is that compute for long, in steps of ``nice``.
+NICENESS = 5
 
 _log = logging.getLogger(__name__)
 #: Two trainings at once would be slower than one after the other, and some devices crash.
@@ -95,6 +100,8 @@ class WorkThread:
         return self._abandoned.is_set() or not threading.main_thread().is_alive()
 
     def _run(self) -> None:
+        if self._exclusive:
+            _stand_back()
         try:
             self.outcome = _Outcome(result=self._exhaust())
         except CellbrushError as error:
@@ -228,13 +235,21 @@ def close_all(threads: list[WorkThread]) -> None:
     threads.clear()
 
 
-@contextmanager
+@contextlib.contextmanager
 def memory_in_words(doing: str) -> Iterator[None]:
     """For copies that the window itself makes: too little memory becomes a sentence, as it does in a job."""
     try:
         yield
     except MemoryError as error:
         raise _in_words(error, doing) from error
+
+
+def _stand_back() -> None:
+    """Let the window's thread go first where cores are few; only Linux knows priorities of single threads."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
 
 
 def _nothing(stop: StopToken) -> Generator[Any, None, None]:
