@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition
+from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.model import ModelCard
 from napari_cellbrush.engine.model_file import ModelEntry
 from napari_cellbrush.errors import CellbrushError, ConfigError, ImageError
@@ -334,3 +335,25 @@ def test_durations_in_words(seconds, words):
 
 def test_axes_in_words():
     assert axes_in_words("TZCYXS") == "time, depth, channel, row, column, colour"
+
+
+# ------------------------------------------------------------------------------------------------ accepted objects
+
+
+def test_accepted_objects_are_told_of_kept_by_layer_and_forgotten_with_it():
+    session = Session()
+    images, masks = [ImageEntry("a", "a", (4, 4), "YX")], [MaskEntry("o", "objects", (4, 4), True, "objects")]
+    session.set_layers(images, masks)
+    told = []
+    session.accepted_changed.connect(told.append)
+    assert "annotation" in session.why_not_train()
+    session.set_accepted("o", "a", Accepted(frozenset({3})))
+    session.set_accepted("o", "a", Accepted(frozenset({3})))
+    assert told == ["o"]
+    assert session.accepted_of("a") == {"o": Accepted(frozenset({3}))}
+    assert session.taught_images() == ("a",)
+    assert "annotation" not in session.why_not_train()
+    session.set_layers(images, [])
+    assert told == ["o", "o"]
+    assert session.taught_images() == ()
+    assert not session.accepted_in("o")

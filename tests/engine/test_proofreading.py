@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from napari_cellbrush.config import DEFAULT_CLASSES, classes_from_names
 from napari_cellbrush.engine.accepted import Accepted
-from napari_cellbrush.engine.annotation import RING_PX, accepted_to_classes, objects_to_classes
+from napari_cellbrush.engine.annotation import RING_PX, accepted_to_classes, objects_to_classes, taught_by_objects
 from napari_cellbrush.engine.proofreading import (
     Boxes,
     Edit,
@@ -269,3 +270,36 @@ def test_a_deleted_object_teaches_background_until_something_is_there_again():
     targets = accepted_to_classes(ids, np.zeros(ids.shape, bool), empty)
     np.testing.assert_array_equal(targets == 1, empty & (ids == 0))
     assert not targets[ids > 0].any()
+
+
+def test_strokes_win_over_objects_and_elsewhere_objects_teach():
+    ids = plane_of(disc(20, 20, 8), disc(45, 60, 6))
+    strokes = np.zeros(ids.shape, np.uint8)
+    strokes[18:22, 10:30] = 1
+    labels = taught_by_objects(strokes, ids, Accepted(frozenset({1})), DEFAULT_CLASSES)
+    np.testing.assert_array_equal(labels[strokes > 0], 1)
+    dense = accepted_to_classes(ids, ids == 1)
+    np.testing.assert_array_equal(labels[strokes == 0], dense[strokes == 0])
+    assert not strokes[0].any()
+
+
+def test_planes_of_a_stack_teach_by_themselves():
+    ids = np.stack([plane_of(disc(20, 20, 8)), plane_of(disc(45, 60, 6)) * 2])
+    empty = runs_of_pixels((0,), *np.nonzero(disc(45, 20, 5)))
+    labels = taught_by_objects(np.zeros(ids.shape, np.uint8), ids, Accepted(frozenset({2}), frozenset(empty)),
+                               DEFAULT_CLASSES)
+    np.testing.assert_array_equal(labels[0], disc(45, 20, 5))
+    np.testing.assert_array_equal(labels[1], accepted_to_classes(ids[1], ids[1] == 2))
+
+
+def test_of_several_kinds_of_cells_an_object_teaches_the_one_painted_in_it():
+    classes = classes_from_names(["background", "round", "long", "boundary"])
+    ids = plane_of(disc(20, 20, 8), disc(20, 50, 8), disc(45, 30, 8))
+    strokes = np.zeros(ids.shape, np.uint8)
+    strokes[20, 18:23], strokes[20, 48:53], strokes[21, 48:50] = 2, 3, 2
+    labels = taught_by_objects(strokes, ids, Accepted(frozenset({1, 2, 3})), classes)
+    rim = accepted_to_classes(ids, ids > 0) == 3
+    assert set(np.unique(labels[(ids == 1) & ~rim])) == {2}
+    assert set(np.unique(labels[(ids == 2) & ~rim & (strokes == 0)])) == {3}
+    assert set(np.unique(labels[(ids == 3) & ~rim])) == {0}
+    assert (labels[rim & (strokes == 0)] == 4).all()

@@ -317,6 +317,7 @@ def test_accepted_objects_stay_whatever_is_predicted_later(viewer, correcting, p
         assert len(np.unique(ids)) == 3
         key = str(viewer.layers[name].unique_id)
         assert correcting.session.accepted_in(key).ids == {number}
+        assert correcting.session.correction.layer == key
 
 
 def test_what_is_accepted_during_a_run_stays_too(viewer, correcting, person, seen, monkeypatch):
@@ -486,7 +487,8 @@ def test_a_click_on_a_row_goes_to_the_object_and_a_click_on_an_object_to_its_row
     click(person, *PLACES[4])
     person.wait(lambda: table.ids()[table.currentIndex().row()] == layer.data[PLACES[4]])
     centre = viewer.scene.camera.center
-    person.key(Qt.Key.Key_D)
+    table.setFocus()
+    QTest.keyClick(table, Qt.Key.Key_D)
     person.wait(lambda: len(table.ids()) == len(CELLS) - 1)
     assert viewer.scene.camera.center == centre
 

@@ -292,6 +292,9 @@ def taught_by_objects(strokes: NDArray[np.uint8], ids: NDArray[Any], accepted: A
                       classes: Sequence[ClassDefinition]) -> NDArray[np.uint8]:
     """Strokes, and where there are none, what the accepted objects of the same image teach.
 
+    With several classes of objects, an object teaches the one that most of the strokes in it say; without a stroke,
+    its inside teaches nothing.
+
     Parameters
     ----------
     strokes
@@ -309,12 +312,28 @@ def taught_by_objects(strokes: NDArray[np.uint8], ids: NDArray[Any], accepted: A
         If no class is background, or none an object.
     """
     labels = strokes.copy()
+    kinds = [value for value, definition in enumerate(classes, start=1) if definition.role == "object"]
     for index in np.ndindex(strokes.shape[:-2]):
         covered, empty = accepted.covers(ids[index]), accepted.empty_at(index, strokes.shape[-2:])
         if covered.any() or empty.any():
-            dense = in_classes(accepted_to_classes(ids[index], covered, empty), classes)
+            targets = accepted_to_classes(ids[index], covered, empty)
+            dense = in_classes(targets, classes)
+            if len(kinds) > 1:
+                inside = np.isin(dense, kinds)
+                dense[inside] = _painted_class(strokes[index], np.where(covered, ids[index], 0), kinds)[inside]
             labels[index] = np.where(strokes[index] > 0, strokes[index], dense)
     return labels
+
+
+def _painted_class(strokes: NDArray[np.uint8], ids: NDArray[Any], kinds: Sequence[int]) -> NDArray[np.uint8]:
+    """YX: the class, one of ``kinds``, that most of the strokes in each object say; 0 where there are none."""
+    numbers, dense = np.unique(ids, return_inverse=True)
+    dense = dense.reshape(ids.shape)
+    counts = np.stack([np.bincount(dense[strokes == kind], minlength=len(numbers)) for kind in kinds])
+    of_object = np.where(counts.any(axis=0), np.array(kinds)[counts.argmax(axis=0)], 0).astype(np.uint8)
+    of_object[numbers == 0] = 0
+    painted: NDArray[np.uint8] = of_object[dense]
+    return painted
 
 
 def _cores(pieces: NDArray[np.int64], boundary_px: int) -> NDArray[np.bool_]:

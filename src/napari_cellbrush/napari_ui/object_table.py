@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QAbstractTableModel, QModelIndex, QSortFilterProxyModel, Qt, Signal
+from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QAbstractItemView, QTableView, QWidget
 
 _HEIGHT_PX = 220
@@ -100,6 +101,13 @@ class ObjectTable(QTableView):
         """The ids as they are shown, from the top."""
         return [int(self._sorted.index(row, 0).data(Qt.ItemDataRole.UserRole))
                 for row in range(self._sorted.rowCount())]
+
+    def keyPressEvent(self, event: QKeyEvent | None) -> None:
+        """Letters are the tools' keys, wherever the focus is; arrows go from row to row."""
+        if event is not None and event.text().strip():
+            event.ignore()
+        else:
+            super().keyPressEvent(event)
 
     def _on_row(self, current: QModelIndex, _: QModelIndex) -> None:
         if not self._showing and current.isValid():

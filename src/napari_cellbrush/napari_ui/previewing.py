@@ -79,18 +79,19 @@ class Previewing(QObject):
             return None
         self._layer, axes = layer, layers.mask_axes(layer)
         self._accepted = session.accepted_in(str(layer.unique_id))
-        dims = self._bench.book.viewer.dims
         try:
-            region = layers.visible_region(layer, axes, [axis - dims.ndim + layer.ndim for axis in dims.displayed])
             with memory_in_words("copying the accepted objects"):
                 earlier = np.array(layers.in_engine_order(layer.data, axes)) if self._accepted else None
-        except AnnotationError:
-            region, earlier = None, None
         except CellbrushError as error:
             session.segmentation.say(str(error), "error")
             return None
-        return runs.PreviewTask(answers, session.inference_config.objects,
-                                layers.plane_index(layer, axes, dims.point), region, earlier, self._accepted)
+        dims = self._bench.book.viewer.dims
+        try:
+            region = layers.visible_region(layer, axes, [axis - dims.ndim + layer.ndim for axis in dims.displayed])
+        except AnnotationError:
+            region = None  # out of sight: nothing to be quick about
+        index = layers.plane_index(layer, axes, dims.point)
+        return runs.PreviewTask(answers, session.inference_config.objects, index, region, earlier, self._accepted)
 
     def _on_event(self, task: runs.PreviewTask, event: runs.PreviewEvent) -> None:
         layer = self._layer

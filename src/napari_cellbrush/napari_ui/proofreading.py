@@ -261,7 +261,7 @@ class Proofreading(QObject):
             runs_gone = runs_of_pixels(self._index(), *edit.pixels()[:2])
             self._change(edit, self._accepted.without_objects([number]).with_emptied(runs_gone))
             self._session.set_correction(current=0)
-            self._say(f"Object {number} is deleted: a place without an object.")
+            self._say(f"Object {number} is deleted; later runs will find none there.")
 
     def fill_holes(self) -> None:
         """Fill the holes of the object at hand."""
@@ -427,6 +427,10 @@ class Proofreading(QObject):
         if layer is self._layer:
             self._forget_boxes()
             self._refresh()
+        elif self._layer is not None and not self._layer.visible and (
+                layers.note_of(layer).get("image") == layers.note_of(self._layer).get("image")):
+            # The run made a new layer, and what was accepted went along.
+            self.start(str(layer.unique_id))
 
     def _on_accepted_changed(self, key: str) -> None:
         if not self._changing and key == self._session.correction.layer:
