@@ -58,7 +58,7 @@ def test_boxes_stay_right_when_a_window_changes(before, other, rows, columns):
     boxes = Boxes(plane)
     window = slice(min(rows), max(rows) + 1), slice(min(columns), max(columns) + 1)
     plane[window] = other[window]
-    boxes.update(window)
+    boxes.update(window, set(np.unique([before[window], other[window]]).tolist()))
     assert dict(boxes) == dict(Boxes(plane))
 
 

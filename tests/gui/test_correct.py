@@ -261,10 +261,25 @@ def test_an_object_that_was_not_found_is_painted_and_accepted(viewer, correcting
     assert layer.data[90, 110] == number + 1
     person.key(Qt.Key.Key_Escape)
     assert layer.mode == "pan_zoom"
+    click(person, 90, 110)
+    assert correcting.session.correction.current == number + 1
+    assert correcting.session.correction.n_objects == len(CELLS) + 2
     for _ in range(2):
         person.key(Qt.Key.Key_Z, CTRL)
     np.testing.assert_array_equal(layer.data, before)
     assert not accepted(correcting)
+
+
+def test_an_accepted_object_that_is_rubbed_out_is_gone(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    click(person, *PLACES[2])
+    person.key(Qt.Key.Key_A)
+    layer.brush_size = 60
+    layer.mode = "erase"
+    click(person, *PLACES[2])
+    assert correcting.session.correction.n_objects == len(CELLS) - 1
+    assert correcting.session.correction.n_accepted == 0
+    assert correcting.session.correction.current == 0
 
 
 def test_what_naparis_eraser_takes_is_remembered_as_empty(viewer, found, person):

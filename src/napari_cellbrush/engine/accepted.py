@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 #: Pixels beside each other in a row: index of the plane, row, first column, one after the last.
 PixelRun = tuple[int, ...]
+#: The largest id that is looked up in a table rather than searched for.
+_DENSE_IDS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,13 @@ class Accepted:
 
     def covers(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Which pixels belong to accepted objects; ``ids`` of any shape."""
-        return np.isin(ids, np.array(sorted(self.ids), np.int64)) if self.ids else np.zeros(np.shape(ids), bool)
+        known, top = np.array(sorted(self.ids), np.int64), int(ids.max(initial=0))
+        if not len(known) or top > _DENSE_IDS:
+            return np.isin(ids, known)
+        table = np.zeros(top + 1, bool)
+        table[known[known <= top]] = True
+        covered: NDArray[np.bool_] = table[ids]
+        return covered
 
     def empty_at(self, index: tuple[int, ...], shape_yx: Sequence[int]) -> NDArray[np.bool_]:
         """YX: where objects of a plane were deleted."""

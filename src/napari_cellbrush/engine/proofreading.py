@@ -80,15 +80,13 @@ class Boxes(Mapping[int, Box]):
     def __len__(self) -> int:
         return len(self._boxes)
 
-    def update(self, window: Box) -> None:
-        """Pixels of a window have changed, and no others."""
-        inside = set(np.unique(self._plane[window]).tolist()) - {0}
-        around = [number for number, box in self._boxes.items() if _overlap(box, window)]
-        for number in inside.union(around):
+    def update(self, window: Box, touched: Collection[int]) -> None:
+        """Pixels of a window have changed, and no others; objects outside of ``touched`` have the same as before."""
+        for number in touched:
             # What lies outside of the window was inside of the object's box before.
             place = _joined(self._boxes.pop(number, window), window)
             found = _boxes_in((self._plane[place] == number).astype(np.uint8), (place[0].start, place[1].start))
-            self._boxes |= {number: found[1]} if found else {}
+            self._boxes |= {number: found[1]} if found and number else {}
 
     def within(self, window: Box) -> frozenset[int]:
         """Objects that lie in a window with every pixel."""
@@ -319,10 +317,6 @@ def _pixels_of(path: Sequence[tuple[float, float]], window: Box) -> tuple[NDArra
 def _joined(first: Box, second: Box) -> Box:
     rows, columns = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
     return rows, columns
-
-
-def _overlap(first: Box, second: Box) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(first, second, strict=True))
 
 
 def _widened(window: Box, margin: int, shape: tuple[int, ...]) -> Box:

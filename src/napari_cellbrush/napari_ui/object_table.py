@@ -10,7 +10,7 @@ from qtpy.QtCore import QAbstractTableModel, QModelIndex, QSortFilterProxyModel,
 from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QAbstractItemView, QTableView, QWidget
 
-_HEIGHT_PX = 220
+_HEIGHT_PX, _COLUMN_PX = 220, 80
 _NOWHERE = QModelIndex()
 
 
@@ -73,9 +73,11 @@ class ObjectTable(QTableView):
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.setFixedHeight(_HEIGHT_PX)
-        header = self.verticalHeader()
-        if header is not None:
-            header.hide()
+        rows, columns = self.verticalHeader(), self.horizontalHeader()
+        if rows is not None and columns is not None:
+            rows.hide()
+            columns.setDefaultSectionSize(_COLUMN_PX)
+            columns.setStretchLastSection(True)
         self._showing = False
         selection = self.selectionModel()
         if selection is not None:

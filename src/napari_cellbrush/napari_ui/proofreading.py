@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Labels
 from numpy.typing import NDArray
+from psygnal import Signal
 from qtpy.QtCore import QObject
 
 from napari_cellbrush.engine.accepted import Accepted
@@ -123,6 +124,7 @@ class Proofreading(QObject):
         layer.mouse_drag_callbacks.append(self._on_drag)
         layer.events.selected_label.connect(self._on_label_selected)
         layer.events.set_data.connect(self._on_shown)
+        self._histories[layer_key].painted.connect(self._on_painted)
         self._session.set_correction(layer=layer_key, tool="select", current=0)
         self._forget_boxes()
         self._refresh(Notice(_HINTS["select"]))
@@ -137,6 +139,9 @@ class Proofreading(QObject):
         layer.mouse_drag_callbacks.remove(self._on_drag)
         layer.events.selected_label.disconnect(self._on_label_selected)
         layer.events.set_data.disconnect(self._on_shown)
+        history = self._histories.get(str(layer.unique_id))
+        if history is not None:
+            history.painted.disconnect(self._on_painted)
         layer.mode = "pan_zoom"
         if self._marks is not None:
             self._marks.close()
@@ -400,10 +405,31 @@ class Proofreading(QObject):
         finally:
             self._changing = False
         if edit is not None:
-            self._boxes_shown().update(edit.window)
-            for number in edit.touched:
-                self._places.pop(number, None)
+            self._forget_objects(edit.window, edit.touched)
         self._refresh()
+
+    def _forget_objects(self, window: tuple[slice, slice], touched: frozenset[int]) -> None:
+        """Objects of the plane shown have other pixels now."""
+        self._boxes_shown().update(window, touched)
+        for number in touched:
+            self._places.pop(number, None)
+
+    def _on_painted(self, atoms: list[Any]) -> None:
+        """With napari's own tools."""
+        axes, index, touched = self._axes, self._index(), set()
+        places = []
+        for atom in atoms:
+            coordinates, before, after = layers.painted_pixels(atom)
+            touched |= set(np.unique(before).tolist()) | set(np.unique(after).tolist())
+            at = dict(zip(axes, coordinates, strict=True))
+            places.append(np.stack([at[letter] for letter in (*(a for a in axes if a in "TZ"), "Y", "X")]))
+        first, last = (getattr(np, end)(np.concatenate(places, axis=1), axis=1) for end in ("min", "max"))
+        if tuple(first[:-2]) == tuple(last[:-2]) == index:
+            rows, columns = (slice(int(a), int(b) + 1) for a, b in zip(first[-2:], last[-2:], strict=True))
+            self._forget_objects((rows, columns), frozenset(touched) - {0})
+        else:
+            self._forget_boxes()
+        self._highest = None
 
     def _watch_results(self) -> None:
         """What a person paints among objects is accepted, whether the tools are on or not."""
@@ -567,6 +593,9 @@ class History:
     consisted of.
     """
 
+    #: What napari's own tools did, before anybody hears what is accepted now.
+    painted = Signal(object)
+
     def __init__(self, layer: Labels, image: ImageEntry | None, session: Session) -> None:
         self._layer = layer
         self._image = image
@@ -635,6 +664,7 @@ class History:
     def _on_painted(self, event: Any) -> None:
         """With napari's own brush, eraser, bucket or polygon."""
         if not self._own:
+            self.painted.emit(event.value)
             self._add(_Step(self._accepted, self._after_painting(event.value), True))
 
     def _after_painting(self, atoms: list[Any]) -> Accepted:
