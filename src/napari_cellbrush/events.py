@@ -97,6 +97,8 @@ class TrainingStarted:
     diameter_px: float | None = None
     #: Network pixels per image pixel.
     scale: float = 1.0
+    #: Connected pieces of one class, over all planes and images.
+    n_strokes: int = 0
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,17 @@ class TunedModel:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A model that fine-tuning gave in this session; it stays in the library."""
+
+    name: str
+    #: That were painted when it was made.
+    n_strokes: int
+    score: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Options:
     """What a person ticked and chose in the docks."""
 
@@ -277,6 +288,8 @@ class Session:
         self.model = ""
         self._preferred: tuple[str, str] | None = None
         self.tuned: TunedModel | None = None
+        #: What fine-tuning gave in this session, the oldest first.
+        self.timeline: tuple[Checkpoint, ...] = ()
         #: A fine-tuning that was stopped or killed, and can go on.
         self.unfinished: Outline | None = None
         self.device_text = ""
@@ -293,6 +306,7 @@ class Session:
         self.keeping = Keeping()
         self.live = Run()
         self.guiding = Run()
+        self.comparison = Run()
         self.advice = Advice()
         self.training_events: list[TrainingEvent] = []
 
@@ -608,6 +622,9 @@ class Session:
     def finish_training(self, tuned: TunedModel) -> None:
         """A training gave a model: use it, unless the base is better."""
         self.tuned = tuned
+        started = next((event for event in self.training_events if isinstance(event, TrainingStarted)), None)
+        self.timeline = (*self.timeline, Checkpoint(tuned.name, started.n_strokes if started else 0, tuned.score,
+                                                    tuned.interval))
         if tuned.improved:
             self.model = tuned.name
         self.models_changed.emit()

@@ -8,6 +8,7 @@ from qtpy.QtCore import Qt
 
 from napari_cellbrush.config import NetworkConfig
 from napari_cellbrush.engine import training, training_state
+from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.model_file import list_models, read_model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.events import (
@@ -246,6 +247,36 @@ def test_all_painted_images_are_trained_on(viewer, painted, person, image, monke
     finished(painted, person)
     assert {planes.name for planes in tasks[0].images} == {"cells", "more"}
     assert {labels.shape for labels in tasks[0].labels} == {(120, 150), (100, 90)}
+
+
+def test_models_of_a_session_are_on_a_timeline_to_compare_and_to_go_back_to(viewer, painted, person):
+    dock, session = painted.finetune, painted.session
+    session.training_config = session.training_config.replace(learning_rate=3e-3)
+    assert dock.history is None
+    person.click(dock.run.button)
+    finished(painted, person)
+    assert dock.history.choice.currentText() == "cells model: 6 strokes, no score"
+    assert not dock.history.use.isEnabled()  # it is in use
+    layer = painted.annotate.bench.annotating.layer_of(session.image.key)
+    layer.data_setitem((np.array([110, 111]), np.array([7, 7])), np.uint8(1))
+    person.wait(lambda: session.painted[0] > 180)
+    person.click(dock.run.button)
+    finished(painted, person)
+    history = dock.history
+    assert [history.choice.itemData(i) for i in range(history.choice.count())] == ["cells model-2", "cells model"]
+    history.choice.setCurrentIndex(1)
+    history.choice.activated.emit(1)
+    person.click(history.compare)
+    person.wait(lambda: not session.comparison.busy)
+    assert "of the view differ" in session.comparison.notice.text
+    person.wait(lambda: "cells difference" in viewer.layers)
+    entries = {entry.name: entry for entry in list_models()}
+    maps = [segment_array(read_model(entries[name].path), Planes(viewer.layers["cells"].data, "YX"))
+            for name in ("cells model-2", "cells model")]
+    np.testing.assert_array_equal(viewer.layers["cells difference"].data, np.where(maps[0] != maps[1], maps[1], 0))
+    person.click(history.use)
+    assert session.model == "cells model"
+    assert not history.use.isEnabled()
 
 
 # ------------------------------------------------------------------------------------- stopping, failing

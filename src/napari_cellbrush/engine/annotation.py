@@ -73,6 +73,12 @@ class Annotation:
         """Labelled pixels of all classes."""
         return sum(self.pixels_per_class)
 
+    @cached_property
+    def n_strokes(self) -> int:
+        """Connected pieces of one class, over all planes."""
+        return sum(int(ndimage.label(plane.labels == number + 1, _EIGHT_NEIGHBOURS)[1])
+                   for plane in self.planes for number in range(self.n_classes))
+
     def name_of(self, number: int) -> str:
         """A class in words."""
         return f"'{self.class_names[number]}'" if self.class_names else f"number {number + 1}"

@@ -204,7 +204,7 @@ def _train(
     yield TrainingStarted(
         device.name, learner.precision, config.max_steps, split.train.n_pixels,
         split.validation.n_pixels if split.validation else 0, split.reason, course.base_score, course.diameter_px,
-        scale)
+        scale, annotation.n_strokes)
     if kept:
         yield TrainingResumed(course.step, tuple(course.losses), tuple(course.scores))
     if note:

@@ -15,6 +15,7 @@ from napari_cellbrush.session import SCRATCH
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.curve import LearningCurve
+    from napari_cellbrush.napari_ui.history_panel import HistoryPanel
 
 DEVICES = (("auto", "Automatic", "The GPU if there is one that works, else the CPU"), ("cpu", "CPU", ""),
            ("cuda", "GPU (CUDA)", ""), ("mps", "Apple GPU (MPS)", ""))
@@ -44,7 +45,7 @@ class FineTuneDock(Dock):
         self.curve: LearningCurve | None = None
         self._curve_place = QVBoxLayout()
         self.column.addLayout(self._curve_place)
-        self.score = QLabel()
+        self.score = wrapped_label()
         self.score.setToolTip(_SCORE_TIP)
         self.no_score = wrapped_label()
         self.revert = QPushButton()
@@ -54,7 +55,21 @@ class FineTuneDock(Dock):
         for widget in (self.score, self.no_score, self.revert):
             self.column.addWidget(widget)
         self.column.addLayout(side_by_side(self.save_again, self.discard))
+        self.history: HistoryPanel | None = None
+        self._history_place = QVBoxLayout()
+        self.column.addLayout(self._history_place)
         self._build_settings()
+
+    def _build_history(self) -> None:
+        """Below everything about one training; its plotting library is there by then."""
+        from napari_cellbrush.napari_ui.history_panel import HistoryPanel
+
+        self.history = HistoryPanel()
+        heading = QLabel("<b>Models of this session</b>")
+        for widget in (heading, self.history):
+            self._history_place.addWidget(widget)
+        self.history.compareRequested.connect(self.bench.comparing.start)
+        self.history.useRequested.connect(self.session.choose_model)
 
     def _build_settings(self) -> None:
         self.heading("Settings")
@@ -92,6 +107,9 @@ class FineTuneDock(Dock):
                        session.device_changed):
             self.listen(signal, self._refresh)
         self.listen(session.accepted_changed, self._on_accepted_changed)
+        for signal in (session.comparison.changed, session.models_changed, session.training.changed,
+                       session.segmentation.changed):
+            self.listen(signal, self._refresh_history)
         self.listen(session.training_event, self._show_event)
         self.listen(session.training_forgotten, self._refresh_curve)
         self.bench.look_around_soon()
@@ -109,6 +127,15 @@ class FineTuneDock(Dock):
         self.config.setValue(session.training_config)
         self._refresh_run()
         self._refresh_curve()
+        self._refresh_history()
+
+    def _refresh_history(self) -> None:
+        session = self.session
+        if session.timeline and self.history is None:
+            self._build_history()
+        if self.history is not None:
+            self.history.setValue(session.timeline, session.model, session.comparison,
+                                  not session.why_not_segment() and not session.segmentation.busy)
 
     def _refresh_run(self) -> None:
         self.run.setValue(self.session.training, self.bench.fine_tuning.why_not())

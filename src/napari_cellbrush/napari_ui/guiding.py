@@ -103,20 +103,8 @@ class Guiding(QObject):
         planes = layers.planes_of(layer, image.axes)
         return GuideTask(
             session.model, planes, layers.plane_index(layer, image.axes, bench.book.viewer.dims.point),
-            self._window(layer, image, planes.shape_yx), bench.annotating.snapshot(image.key), session.classes,
+            window_seen(bench.book.viewer, layer, image.axes), bench.annotating.snapshot(image.key), session.classes,
             session.inference_config, session.options.device_name, bench.live.features_of(image.key), self._answers)
-
-    def _window(self, layer: Layer, image: ImageEntry, shape: tuple[int, int]) -> layers.Region:
-        """All of a small plane, else the surroundings of what is seen."""
-        dims = self._bench.book.viewer.dims
-        n_more = dims.ndim - layer.ndim
-        try:
-            seen = layers.visible_region(layer, image.axes, [axis - n_more for axis in dims.displayed])
-        except AnnotationError:
-            seen = None
-        seen = seen or (slice(0, shape[0]), slice(0, shape[1]))
-        rows, columns = (_around((part.start + part.stop) // 2, size) for part, size in zip(seen, shape, strict=True))
-        return rows, columns
 
     def _on_event(self, event: InferenceEvent) -> None:
         if isinstance(event, TileSegmented):
@@ -191,6 +179,19 @@ class Guiding(QObject):
 
         self._bench.book.viewer.bind_key("N", go_on, overwrite=True)
         self._session.annotations_changed.connect(bind_annotations)
+
+
+def window_seen(viewer: Any, layer: Layer, axes: str) -> layers.Region:
+    """All of a small plane, else the surroundings of what the view shows."""
+    n_more = viewer.dims.ndim - layer.ndim
+    shape = layers.planes_of(layer, axes).shape_yx
+    try:
+        seen = layers.visible_region(layer, axes, [axis - n_more for axis in viewer.dims.displayed])
+    except AnnotationError:
+        seen = None
+    seen = seen or (slice(0, shape[0]), slice(0, shape[1]))
+    rows, columns = (_around((part.start + part.stop) // 2, size) for part, size in zip(seen, shape, strict=True))
+    return rows, columns
 
 
 def _around(centre: int, size: int) -> slice:

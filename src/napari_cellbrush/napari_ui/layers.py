@@ -146,6 +146,15 @@ def new_uncertainty(image: Layer, image_axes: str, name: str) -> Image:
                  **placement(image, image_axes))
 
 
+def new_difference(image: Layer, image_axes: str, name: str) -> Labels:
+    """A labels layer that lies on an image and shows what another model says."""
+    data = np.zeros(labels_shape(image_axes, full_resolution(image).shape), np.uint8)
+    layer = Labels(data, name=name, metadata={METADATA_KEY: {"axes": labels_axes(image_axes), "output": "classes"}},
+                   **placement(image, image_axes))
+    layer.editable = False
+    return layer
+
+
 def note_of(layer: Layer) -> dict[str, Any]:
     """What this plugin noted in a layer's metadata."""
     return dict(layer.metadata.get(METADATA_KEY, {}))

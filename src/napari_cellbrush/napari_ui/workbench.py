@@ -17,6 +17,7 @@ from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui import runs
 from napari_cellbrush.napari_ui.annotating import Annotating
 from napari_cellbrush.napari_ui.autosaving import Autosaving
+from napari_cellbrush.napari_ui.comparing import Comparing
 from napari_cellbrush.napari_ui.exporting import Exporting
 from napari_cellbrush.napari_ui.fine_tuning import FineTuning
 from napari_cellbrush.napari_ui.guiding import Guiding
@@ -76,6 +77,7 @@ class Workbench(QObject):
         self.live = Live(self)
         bind_live_keys(self)
         self.guiding = Guiding(self)
+        self.comparing = Comparing(self)
         viewer.layers.events.removing.connect(self._on_layer_removing)
         self.session.options_changed.connect(self._on_options_changed)
         if window is not None:
