@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from napari_cellbrush.config import (
     AugmentationConfig,
+    AutosaveConfig,
     InferenceConfig,
     NetworkConfig,
     ObjectsConfig,
@@ -18,7 +19,7 @@ from napari_cellbrush.config import (
 )
 from napari_cellbrush.errors import ConfigError
 
-ALL = [NetworkConfig, AugmentationConfig, TrainingConfig, InferenceConfig, ObjectsConfig]
+ALL = [NetworkConfig, AugmentationConfig, TrainingConfig, InferenceConfig, ObjectsConfig, AutosaveConfig]
 
 
 @pytest.mark.parametrize("settings", ALL)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from npe2 import PluginManifest
 from npe2.manifest.contributions import MenuCommand
 
 import napari_cellbrush
+from napari_cellbrush.config import AutosaveConfig
 from napari_cellbrush.napari_ui import sample_data
 
 PACKAGE = Path(napari_cellbrush.__file__).parent
@@ -51,6 +53,19 @@ def test_everything_the_plugin_promises_is_in_the_manifest(manifest):
     in_menus = {menu: [titles[item.command] for item in items] for menu, items in contributions.menus.items()}
     assert in_menus == {"napari/layers/segment": ["Segment with Cellbrush"], "napari/layers/data": ["Export mask"]}
     assert len(contributions.sample_data) == 2
+
+
+def test_preferences_are_those_of_the_settings():
+    # As it is written, because older versions of npe2 leave this part out.
+    manifest = yaml.safe_load((PACKAGE / "napari.yaml").read_text(encoding="utf-8"))
+    offered = manifest["contributions"]["configurations"]["autosave"]["properties"]
+    assert set(offered) == set(AutosaveConfig.model_fields)
+    for name, field in AutosaveConfig.model_fields.items():
+        bounds = {type(bound).__name__: getattr(bound, type(bound).__name__.lower()) for bound in field.metadata}
+        assert offered[name]["title"] == field.title
+        assert offered[name]["description"] == field.description
+        assert offered[name]["default"] == field.default
+        assert (offered[name].get("minimum"), offered[name].get("maximum")) == (bounds.get("Ge"), bounds.get("Le"))
 
 
 def test_the_manifest_on_top_is_the_one_in_the_package(manifest):
