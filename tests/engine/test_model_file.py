@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -405,3 +406,11 @@ def test_the_weights_hash_depends_on_every_weight(model: Model) -> None:
     with torch.no_grad():
         model.network.head.bias[0] += float(np.float32(1e-6))
     assert model.weights_hash != before
+
+
+def test_reading_a_model_does_not_load_torchs_compiler() -> None:
+    """It takes seconds to load, and a window that is closed meanwhile waits for it."""
+    program = ("import sys\nfrom napari_cellbrush.engine.model_file import DEFAULT_BASE, find_model, read_model\n"
+               "read_model(find_model(DEFAULT_BASE))\nprint('torch._dynamo' in sys.modules)")
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

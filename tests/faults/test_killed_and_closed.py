@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import subprocess
+import sys
 import time
 from types import ModuleType
 from typing import Any
@@ -86,3 +88,21 @@ def test_a_window_closed_at_any_moment_ends_soon_quietly_and_with_all_strokes(se
     assert not [noise for noise in ("Traceback", "Error", "deleted", "Destroyed", "QThread", "terminate")
                 if noise in complaints], complaints
     assert closing in [digest(session, image.shape) for session in offered(image)]
+
+
+def test_a_process_that_ends_without_closing_its_window_does_not_wait_for_the_end_of_a_run() -> None:
+    script = """
+import itertools, time
+from napari_cellbrush.napari_ui.worker import WorkThread
+
+def endless(stop):
+    for number in itertools.count():
+        time.sleep(0.05)
+        yield number
+
+thread = WorkThread(endless, "counting", exclusive=True)
+thread.start()
+time.sleep(0.2)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stderr) == (0, "")

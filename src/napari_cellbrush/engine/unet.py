@@ -132,12 +132,15 @@ def _two_convolutions(n_in: int, n_out: int, batch_norm: bool) -> nn.Sequential:
 
 def _initialise(module: nn.Module) -> None:
     """He et al. 2015: standard deviation sqrt(2/N), N the inputs of one neuron, as the paper asks (section 3)."""
+    if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) or module.weight.is_meta:
+        # Without memory there is nothing to draw, and torch would load its compiler (seconds) to do so.
+        return
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-    elif isinstance(module, nn.ConvTranspose2d):
+    else:
         # With kernel 2 and stride 2 each output pixel has one input pixel of every channel.
         nn.init.normal_(module.weight, std=(2.0 / module.in_channels) ** 0.5)
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.bias is not None:
+    if module.bias is not None:
         nn.init.zeros_(module.bias)
 
 
