@@ -22,7 +22,6 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFormLayout,
     QGroupBox,
-    QHBoxLayout,
     QLabel,
     QPushButton,
     QSizePolicy,
@@ -339,18 +338,13 @@ class ConfigForm(QWidget, Generic[SettingsT]):
         if changed:
             self._on_edited()
 
-    def put_beside(self, name: str, widget: QWidget) -> None:
-        """Put something of the dock's own into the row of a setting, by its dotted name."""
+    def put_below(self, name: str, widget: QWidget) -> None:
+        """Put something of the dock's own into a row below a setting, named with dots."""
         editor = self._editors[tuple(name.split("."))].widget
         for layout in self.findChildren(QFormLayout):
-            row, role = layout.getWidgetPosition(editor)
-            if role is not None and row >= 0:
-                both = QHBoxLayout()
-                both.setSpacing(4)
-                layout.removeWidget(editor)
-                both.addWidget(editor, 1)
-                both.addWidget(widget)
-                layout.setLayout(row, role, both)
+            row, _ = layout.getWidgetPosition(editor)
+            if row >= 0:
+                layout.insertRow(row + 1, "", widget)
 
     def reset(self) -> None:
         """Go back to the defaults."""

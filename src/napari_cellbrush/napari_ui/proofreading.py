@@ -287,7 +287,6 @@ class Proofreading(QObject):
                 return
             self._session.set_correction(tool="select", current=0)
             layer.selected_label = number
-            layer.brush_size = self._session.brush_px
             layer.mode = "paint"
             self._say("Paint one object; right-click and circle it to fill it. C for the next one, Esc to end.")
 

@@ -46,12 +46,10 @@ class SegmentDock(Dock):
         self.device_line = wrapped_label()
         self.column.addWidget(self.device_line)
         self.config = ConfigForm(InferenceConfig)
-        self.measure = QPushButton("Measure…")
+        self.measure = QPushButton("Measure by a line…")
         self.measure.setCheckable(True)
         self.measure.setToolTip("Drag a line across one object in the picture: its length becomes the diameter")
-        # The number beside it must stay readable.
-        self.measure.setStyleSheet("padding: 3px 4px;")
-        self.config.put_beside("diameter_px", self.measure)
+        self.config.put_below("diameter_px", self.measure)
         self.column.addWidget(self.config)
 
     def _connect(self) -> None:
@@ -107,7 +105,7 @@ class SegmentDock(Dock):
 
     def _on_measuring(self, active: bool) -> None:
         self.measure.setChecked(active)
-        self.measure.setText("Drag…" if active else "Measure…")
+        self.measure.setText("Drag a line… (Esc)" if active else "Measure by a line…")
 
     def _on_measured(self, length_px: float) -> None:
         longest = max(item.le for item in InferenceConfig.model_fields["diameter_px"].metadata if hasattr(item, "le"))
