@@ -16,6 +16,7 @@ from napari_cellbrush.engine.annotation import GAP_PX, GrowingHoldOut, Split, co
 from napari_cellbrush.engine.continuous import StrokeInbox, learn_continuously
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.held_out import HeldOutScore, score_interval
+from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
@@ -139,6 +140,23 @@ def test_new_strokes_reach_training_within_a_second_though_a_score_takes_long(mo
     assert len(tiles) == 1  # it was given up after the tile at hand
     live.inbox.put([painted(28)])
     assert len({type(live.until((ContinuousScored, StrokesTaken), 1)) for _ in range(3)}) == 2  # but not for ever
+    live.end()
+
+
+def test_on_a_slow_device_steps_get_smaller_so_that_strokes_need_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, learn = [], Learner.step
+
+    def slow(self: Any, images: Any, *truth: Any) -> float:
+        sizes.append(len(images))
+        time.sleep(0.2 * len(images))
+        return learn(self, images, *truth)
+
+    monkeypatch.setattr(Learner, "step", slow)
+    live = Live(CONFIG.replace(batch_size=4, held_out_fraction=0))
+    live.inbox.put([painted(8)])
+    live.until(ContinuousStep, 4)
+    assert sizes[:2] == [4, 4]  # the first step is always slow
+    assert sizes[2:] in ([2, 2], [2, 1])
     live.end()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,8 @@ from napari_cellbrush.events import (
 MAX_SCORED_TILES = 8
 #: Weights that score less than this above the best are not worth segmenting the image anew.
 LEAST_GAIN = 0.005
+#: Seconds that a step may take: new strokes and a pause wait for its end. Slow devices learn from fewer patches a step.
+LONGEST_STEP_S = 0.5
 #: Seconds between two looks at inbox, pause and stop while there is nothing to compute.
 _LOOK_EVERY_S = 0.05
 
@@ -117,7 +120,7 @@ def learn_continuously(
     config
         All settings but the time: the rate stays at ``learning_rate`` after the warm-up; ``validate_every`` is the
         number of steps between two scores, and it rests after ``patience`` scores without a better one (8 if it is 0),
-        but not before ``max_steps``.
+        but not before ``max_steps``. Where a step takes longer than :data:`LONGEST_STEP_S`, ``batch_size`` is halved.
     classes
         The classes the labels mean; those of the base if not given. Other classes need another run.
     device, stop
@@ -187,6 +190,7 @@ class _Continuous:
         self._hold_out = GrowingHoldOut(config.held_out_fraction, config.seed)
         self.generation = 0
         self._has_grown = False
+        self._n_patches = config.batch_size
         self._annotation: Annotation | None = None
         self._held_out: HeldOut | None = None
         self._patches: Patches | None = None
@@ -259,7 +263,11 @@ class _Continuous:
         """Learn from one batch."""
         if self._patches is None:
             raise RuntimeError("there are no strokes")
-        loss = self._learner.step(*self._patches.next_batch())
+        began = time.perf_counter()
+        loss = self._learner.step(*self._patches.next_batch(self._n_patches))
+        is_first = self._learner.n_steps == 1  # which also chooses kernels
+        if not is_first and time.perf_counter() - began > LONGEST_STEP_S:
+            self._n_patches = max(1, self._n_patches // 2)
         if self._held_out is None and self._learner.n_steps >= self._config.max_steps:
             self._is_settled = True
         return ContinuousStep(self.generation, self._learner.n_steps, loss)

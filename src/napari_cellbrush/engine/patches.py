@@ -53,9 +53,12 @@ class Patches:
         self._jitter = np.random.default_rng(config.seed)
         self._random = torch.Generator().manual_seed(config.seed)
 
-    def next_batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Normalised images BCHW float32, labels Bhw int64, and what pixels weigh Bhw float32, after augmentation."""
-        windows = [self._read(*centre) for centre in self._sampler.next_centres(self._config.batch_size)]
+    def next_batch(self, n: int | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Normalised images BCHW float32, labels Bhw int64, and what pixels weigh Bhw float32, after augmentation.
+
+        B is ``n``, or the settings' batch size.
+        """
+        windows = [self._read(*centre) for centre in self._sampler.next_centres(n or self._config.batch_size)]
         images, maps = (torch.from_numpy(np.stack(part)).to(self._device.torch_device)
                         for part in zip(*windows, strict=True))
         drawn = augment.draw(self._config.augmentation, len(windows), self._input_size, self._random)
