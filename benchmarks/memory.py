@@ -138,7 +138,9 @@ def soak(minutes: float) -> None:
     while time.monotonic() < end:
         number += 1
         person.work()
-        viewer.layers.clear()
+        while viewer.layers:
+            viewer.layers.pop()
+            QTest.qWait(50)
         QTest.qWait(300)
         left = len(QApplication.allWidgets()), threading.active_count(), resident_mb()
         # The first rounds load what is loaded once.
@@ -166,7 +168,7 @@ class Person:
         from napari_cellbrush.napari_ui.menu_actions import open_workspace
 
         self.viewer.add_image(self.image, name="cells")
-        workspace = open_workspace(self.viewer)
+        open_workspace(self.viewer)
         self.wait(lambda: self.session.models is not None and self.session.device_text)
         self.session.choose_base("tiny")
         self.session.choose_model("tiny")
@@ -182,8 +184,6 @@ class Person:
         for run in (self.bench.fine_tuning, self.bench.segmenting):
             run.stop()
         self.wait(lambda: not self.session.training.busy and not self.session.segmentation.busy)
-        self.viewer.window.remove_dock_widget(workspace)
-        workspace.deleteLater()
 
     @property
     def annotation(self) -> Any:
@@ -214,7 +214,7 @@ class Person:
         self.bench.segmenting.start()
 
     def move(self) -> None:
-        self.viewer.camera.zoom *= float(self.random.uniform(0.7, 1.4))
+        self.viewer.scene.camera.zoom *= float(self.random.uniform(0.7, 1.4))
 
     def rename(self) -> None:
         self.annotation.name = f"strokes {self.n_actions}"
