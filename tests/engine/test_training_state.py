@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -228,6 +231,29 @@ def test_a_full_disk_is_said_and_the_training_goes_on(
     assert any("Is the disk full?" in event.text for event in events if isinstance(event, TrainingNote))
     assert result.model.weights_hash == uninterrupted[1].model.weights_hash
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_in_mid_write_left_behind_is_removed_by_the_next_training(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / name for name in (".cellbrush-1.state", ".cellbrush-2.state", ".cellbrush-3.tif"))
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    run(CONFIG.replace(max_steps=1), tmp_path / "a.state")
+    assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
+
+
+def test_a_training_that_is_dropped_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_state, "SAVE_EVERY_S", 0.0)
+    written = threading.Event()
+    monkeypatch.setattr(training_state, "write_state", lambda *_: written.wait(30))
+    generator = start(state_file=tmp_path / "state")
+    for _ in range(4):
+        next(generator)
+    began = time.monotonic()
+    generator.close()
+    assert time.monotonic() - began < 5
+    written.set()
 
 
 def test_what_is_unfinished_can_be_told_without_reading_tensors(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -27,6 +28,8 @@ from napari_cellbrush.errors import CellbrushError, TrainingStateError
 FORMAT = 1
 #: Seconds of training that a kill may cost. One state is five times as large as a model, 150 MB with the bundled base.
 SAVE_EVERY_S = 20.0
+#: Nobody writes one file for so many seconds.
+_LEFTOVER_S = 3600.0
 _KEY = "cellbrush-training"
 
 
@@ -202,7 +205,7 @@ def _damaged(path: Path, cause: Exception) -> TrainingStateError:
 class StateKeeper:
     """Writes the newest state every :data:`SAVE_EVERY_S`, beside the training, which waits only while it is copied.
 
-    Use it as a context: its end waits for the file at hand.
+    Use it as a context: its end waits for the file at hand, unless the training is dropped (its window closes).
 
     Parameters
     ----------
@@ -213,15 +216,17 @@ class StateKeeper:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._last = time.monotonic()
-        # One thread that holds nothing but copies; it ends with this context.
-        self._writer = ThreadPoolExecutor(1, "cellbrush: keeping the state")
-        self._writing: Future[None] | None = None
+        self._writer: threading.Thread | None = None
+        self._problem: CellbrushError | None = None
+        if path is not None:
+            _remove_leftovers(path)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._writer.shutdown(wait=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer is not None and kind is not GeneratorExit:
+            self._writer.join()
 
     def offer(self, take: Callable[[], TrainingState]) -> CellbrushError | None:
         """Keep a state, if it is time and the disk is done with the one before; ``take`` is called only then.
@@ -231,26 +236,41 @@ class StateKeeper:
         CellbrushError
             What went wrong with the write before; the training need not care.
         """
-        if self._path is None or time.monotonic() - self._last < SAVE_EVERY_S:
+        is_writing = self._writer is not None and self._writer.is_alive()
+        if self._path is None or is_writing or time.monotonic() - self._last < SAVE_EVERY_S:
             return None
-        if self._writing is not None and not self._writing.done():
-            return None
-        problem = self._result()
         self._last = time.monotonic()
-        self._writing = self._writer.submit(write_state, take(), self._path)
+        problem, self._problem = self._problem, None
+        # It holds nothing but copies, and nobody need wait for it: killed in mid-write, it leaves the state before.
+        self._writer = threading.Thread(target=self._write, args=(take(), self._path), daemon=True,
+                                        name="cellbrush: keeping the state")
+        self._writer.start()
         return problem
 
     def keep(self, take: Callable[[], TrainingState]) -> CellbrushError | None:
-        """Keep this state now, and wait until it is written."""
+        """Keep this state now, and wait until it is written; what went wrong, if anything."""
         if self._path is None:
             return None
-        self._result()
-        self._writing = self._writer.submit(write_state, take(), self._path)
-        return self._result()
+        if self._writer is not None:
+            self._writer.join()
+        self._problem = None
+        self._write(take(), self._path)
+        return self._problem
 
-    def _result(self) -> CellbrushError | None:
-        writing, self._writing = self._writing, None
-        error = writing.exception() if writing is not None else None
-        if error is None or isinstance(error, CellbrushError):
-            return error
-        return TrainingStateError(f"The state of the training was not kept ({type(error).__name__}: {error})")
+    def _write(self, state: TrainingState, path: Path) -> None:
+        try:
+            write_state(state, path)
+        except CellbrushError as error:
+            self._problem = error
+        except Exception as error:  # a training must not end because its state cannot be kept
+            self._problem = TrainingStateError(
+                f"The state of the training was not kept ({type(error).__name__}: {error})")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed in mid-write left behind: each is as large as a state."""
+    if path.suffix:
+        for hidden in path.parent.glob(f".cellbrush-*{path.suffix}"):
+            with suppress(OSError):
+                if time.time() - hidden.stat().st_mtime > _LEFTOVER_S:
+                    hidden.unlink()
