@@ -46,9 +46,9 @@ def training_run(viewer, workspace, image, person, monkeypatch):
     return bench
 
 
-def test_the_workspace_opens_four_tabs_in_order_on_the_right_and_fits_a_small_screen(viewer, workspace):
+def test_the_workspace_opens_its_tabs_in_order_on_the_right_and_fits_a_small_screen(viewer, workspace):
     titles = [workspace.tabs.tabText(i) for i in range(workspace.tabs.count())]
-    assert titles == ["Annotate", "Fine-tune", "Segment", "Export"]
+    assert titles == ["Annotate", "Fine-tune", "Segment", "Correct", "Export"]
     assert workspace.tabs.currentWidget() is workspace.annotate
     assert workspace.minimumSizeHint().height() <= 400
     assert workspace.minimumSizeHint().width() <= 400
