@@ -278,3 +278,14 @@ def test_fine_tuning_on_request_goes_before_learning_beside(viewer, live, worksp
     person.wait(lambda: not workspace.session.training.busy)
     assert workspace.session.find_model("mine") is not None
     assert live.is_on
+
+
+def test_keep_learning_can_be_switched_off_and_on_while_the_mask_goes_on(viewer, live, workspace, person):
+    config = workspace.annotate.live.config
+    person.wait(lambda: live._learning._job is not None)
+    config.valueChanged.emit(config.value().replace(learn=False))
+    person.wait(lambda: live._learning._job is None)
+    paint_two_classes(viewer, person, live)
+    person.wait(lambda: is_answered(live) and "Instant answer" in live._run.notice.text)
+    config.valueChanged.emit(config.value().replace(learn=True))
+    person.wait(lambda: live._learning._job is not None)

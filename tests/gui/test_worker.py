@@ -226,3 +226,37 @@ def test_a_thread_that_computes_for_long_lets_the_window_go_first():
         assert thread.join(10)
         found[exclusive] = thread.take()[0]
     assert found[True] == found[False] + NICENESS == os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+
+
+def test_a_patient_job_lets_others_have_the_device_between_two_events_and_goes_on_afterwards():
+    order = []
+
+    def learn(stop):
+        while not stop.stopped:
+            order.append("learn")
+            time.sleep(0.02)
+            yield
+        return "best"
+
+    def segment(stop):
+        for _ in range(3):
+            order.append("segment")
+            time.sleep(0.02)
+            yield
+
+    learning, segmenting = WorkThread(learn, "learning", True, patient=True), WorkThread(segment, "segmenting", True)
+    learning.start()
+    time.sleep(0.1)
+    segmenting.start()
+    assert segmenting.join(10)
+    n_before = order.count("learn")
+    deadline = time.monotonic() + 10
+    while order.count("learn") < n_before + 2 and time.monotonic() < deadline:
+        learning.take()
+        time.sleep(0.02)
+    learning.stop.stop()
+    assert learning.join(10)
+    assert learning.outcome.result == "best"
+    first = order.index("segment")
+    assert order[first : first + 3] == ["segment"] * 3
+    assert order[-1] == "learn"

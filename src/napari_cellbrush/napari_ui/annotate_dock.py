@@ -101,6 +101,7 @@ class AnnotateDock(Dock):
         self.new.clicked.connect(self._on_new)
         self.take_over.clicked.connect(self._on_take_over)
         self.live.switched.connect(self.bench.live.switch)
+        self.live.configured.connect(self.bench.live.configure)
         self.table.chosen.connect(self.bench.annotating.paint_with)
         self.table.renamed.connect(lambda row, name: self._change(row, name=name))
         self.table.recoloured.connect(lambda row, color: self._change(row, color=color))
@@ -161,7 +162,7 @@ class AnnotateDock(Dock):
             f"Strokes saved at {keeping.saved}." if keeping.saved and painting else ""))
 
     def _refresh_live(self) -> None:
-        self.live.setValue(self.session.live)
+        self.live.setValue(self.session.live, self.session.live_config)
         self.live.button.setEnabled(self.session.live.busy or self.session.image is not None)
 
     def _refresh_table(self) -> None:

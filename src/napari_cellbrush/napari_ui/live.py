@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication
 
-from napari_cellbrush.config import DeviceName
+from napari_cellbrush.config import DeviceName, LiveConfig
 from napari_cellbrush.engine.live_inbox import HeldOutStrokes, Index, LiveInbox, Strokes, TunedAnswer, View
 from napari_cellbrush.errors import AnnotationError, CellbrushError
 from napari_cellbrush.events import (
@@ -104,8 +104,6 @@ class Live(QObject):
                        session.models_changed, session.options_changed):
             signal.connect(self._follow_soon)
         session.axes_changed.connect(self._on_axes_changed)
-        for run in (session.training, session.segmentation):
-            run.changed.connect(self._follow_soon)
         self._learning.split.connect(self._on_split)
         self._learning.improved.connect(self._on_improved)
         self._learning.scored.connect(self._on_tuned_scored)
@@ -128,6 +126,11 @@ class Live(QObject):
             self._bench.after_drag(self._switch_on)
         elif not on and self.is_on:
             self._switch_off("")
+
+    def configure(self, config: LiveConfig) -> None:
+        """Go on with other settings; the memory counts from the next image on."""
+        self._session.live_config = config
+        self._follow_soon()
 
     def close(self) -> None:
         """End everything, because the window closes."""

@@ -1,7 +1,7 @@
 """Learning beside the person who paints: fine-tunes on the strokes of all images while Live is on.
 
-It belongs to :mod:`.live`, which hears of split strokes, better models and their scores by three signals. Fine-tuning
-and segmenting on request go before: while they run, nobody learns here.
+It belongs to :mod:`.live`, which hears of split strokes, better models and their scores by three signals. Whatever is
+asked for by the person (fine-tuning, segmenting, the next place to paint) goes before, and learning goes on afterwards.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ class LiveLearning(QObject):
         images = [image for image in session.images if session.annotation_of(image.key) and image.axes]
         basis = (tuple((image.key, image.axes, session.annotation_of(image.key)) for image in images),
                  _meaning(session.classes), session.base, session.training_config, session.options.device_name)
-        busy = session.training.busy or session.segmentation.busy
-        if not images or busy or session.models is None or not session.live_config.learn:
+        if not images or session.models is None or not session.live_config.learn:
             self.end()
             return False
         if basis == self._basis:
@@ -123,7 +122,7 @@ class LiveLearning(QObject):
         planes = tuple(layers.planes_of(book.layer(image.key), image.axes) for image in self._images)
         task = LearnTask(session.base, planes, session.classes, session.training_config, session.options.device_name,
                          self._inbox, self._pause, f"{self._images[0].name} live"[:60])
-        self._job = self._bench.job(partial(learn_strokes, task), "learning from the strokes")
+        self._job = self._bench.job(partial(learn_strokes, task), "learning from the strokes", patient=True)
         self._job.received.connect(self._on_event)
         self._job.failed.connect(self._on_failed)
         self._job.start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from qtpy.QtCore import QSignalBlocker, Signal
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
+from napari_cellbrush.config import LiveConfig
+from napari_cellbrush.napari_ui.config_form import ConfigForm
 from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, NoticeLabel
 from napari_cellbrush.session import Notice, Run
 
@@ -17,6 +19,8 @@ class LivePanel(QWidget):
 
     #: The person wants it on or off.
     switched = Signal(bool)
+    #: The person changed the settings.
+    configured = Signal(object)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -29,10 +33,14 @@ class LivePanel(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.button)
         layout.addWidget(self.notice)
+        self.config = ConfigForm(LiveConfig)
+        layout.addWidget(self.config)
+        self.config.valueChanged.connect(self.configured)
         self.button.toggled.connect(self.switched)
 
-    def setValue(self, run: Run) -> None:
+    def setValue(self, run: Run, config: LiveConfig) -> None:
         """Show how it stands."""
+        self.config.setValue(config)
         blocker = QSignalBlocker(self.button)
         self.button.setChecked(run.busy)
         blocker.unblock()

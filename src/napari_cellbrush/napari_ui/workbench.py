@@ -87,10 +87,11 @@ class Workbench(QObject):
         if application is not None:
             application.aboutToQuit.connect(self.close)
 
-    def job(self, work: Work, doing: str, *, exclusive: bool = True, to_the_end: bool = False) -> Job:
+    def job(self, work: Work, doing: str, *, exclusive: bool = True, to_the_end: bool = False,
+            patient: bool = False) -> Job:
         """A job whose thread ends with the window."""
         self._threads[:] = [thread for thread in self._threads if not thread.ended]
-        job = Job(work, doing, exclusive=exclusive, to_the_end=to_the_end, parent=self)
+        job = Job(work, doing, exclusive=exclusive, to_the_end=to_the_end, patient=patient, parent=self)
         self._threads.append(job.thread_side)
         return job
 

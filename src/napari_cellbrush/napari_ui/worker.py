@@ -40,8 +40,45 @@ CLOSING_S = 2.5
 NICENESS = 5
 
 _log = logging.getLogger(__name__)
+#: Seconds between two looks at whether the device is free.
+_LOOK_EVERY_S = 0.1
+
+
+class _Turn:
+    """Whose turn it is, and whether anybody waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counting = threading.Lock()
+        self._n_waiting = 0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits."""
+        return self._n_waiting > 0
+
+    def take(self, is_ending: Callable[[], bool]) -> bool:
+        """Wait for the turn; False if whoever waits is to end before it comes."""
+        self._count(1)
+        try:
+            while not self._lock.acquire(timeout=_LOOK_EVERY_S):
+                if is_ending():
+                    return False
+            return True
+        finally:
+            self._count(-1)
+
+    def give(self) -> None:
+        """Let the next one have it."""
+        self._lock.release()
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._n_waiting += change
+
+
 #: Two trainings at once would be slower than one after the other, and some devices crash.
-_device_turn = threading.Lock()
+_device_turn = _Turn()
 
 
 @dataclass(frozen=True)
@@ -53,7 +90,8 @@ class _Outcome:
 class WorkThread:
     """The thread's side of a job; plain Python, so it may outlive every window."""
 
-    def __init__(self, work: Work, doing: str, exclusive: bool, to_the_end: bool = False) -> None:
+    def __init__(self, work: Work, doing: str, exclusive: bool, to_the_end: bool = False,
+                 patient: bool = False) -> None:
         self.stop = StopToken()
         self.outcome: _Outcome | None = None
         self._events: queue.Queue[Any] = queue.Queue(QUEUE_LENGTH)
@@ -61,6 +99,7 @@ class WorkThread:
         self._doing = doing
         self._exclusive = exclusive
         self._to_the_end = to_the_end
+        self._patient = patient and exclusive
         self._abandoned = threading.Event()
         # No daemon: a thread that the interpreter cuts off inside of torch takes the whole process down with it.
         self._thread = threading.Thread(target=self._run, name=f"cellbrush: {doing}")
@@ -116,19 +155,32 @@ class WorkThread:
         work, self._work = self._work, _nothing
         if not self._exclusive:
             return self._drive(work)
-        while not _device_turn.acquire(timeout=0.1):
-            if self.stop.stopped or self._unwanted:
-                return None
+        if not _device_turn.take(self._is_ending):
+            return None
         try:
             return self._drive(work)
         finally:
-            _device_turn.release()
+            _device_turn.give()
+
+    def _is_ending(self) -> bool:
+        return self.stop.stopped or self._unwanted
+
+    def _let_others_go_first(self) -> None:
+        """Give the device to whoever waits for it, and go on afterwards."""
+        if _device_turn.is_wanted:
+            _device_turn.give()
+            while _device_turn.is_wanted and not self._is_ending():
+                time.sleep(_LOOK_EVERY_S)
+            # Who is to end computes nothing any more; but the turn is given back once in any case.
+            _device_turn.take(lambda: False)
 
     def _drive(self, work: Work) -> Any:
         generator = work(self.stop)
         try:
             while self._to_the_end or not self._unwanted:
                 self._post(next(generator))
+                if self._patient:
+                    self._let_others_go_first()
         except StopIteration as end:
             return end.value
         finally:
@@ -157,6 +209,8 @@ class Job(QObject):
         Whether it computes on the device, which only one job at a time may do.
     to_the_end
         Whether it goes on when its window closes, which waits for it as long as for others.
+    patient
+        Whether other jobs that wait for the device go first, between two of its events.
     parent
         Qt parent; a job dies with it.
     """
@@ -173,9 +227,9 @@ class Job(QObject):
     failed = Signal(object)
 
     def __init__(self, work: Work, doing: str, *, exclusive: bool = False, to_the_end: bool = False,
-                 parent: QObject | None = None) -> None:
+                 patient: bool = False, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self.thread_side = WorkThread(work, doing, exclusive, to_the_end)
+        self.thread_side = WorkThread(work, doing, exclusive, to_the_end, patient)
         self._waiting: list[Any] = []
         self._timer = QTimer(self)
         self._timer.setInterval(DRAIN_MS)
