@@ -15,7 +15,7 @@ from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.predictor import TilePredictor
 from napari_cellbrush.errors import ImageError
-from napari_cellbrush.events import InferenceStarted
+from napari_cellbrush.events import InferenceStarted, StopToken
 from napari_cellbrush.export.provenance import mask_provenance
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=True)
@@ -114,6 +114,20 @@ def test_a_run_measures_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diameter, "measured_diameter", lambda *_: measured.append(1))
     segment_array(MODEL, Planes(discs(20, 60), "YX"), device=CPU)
     assert len(measured) == 1
+
+
+def test_a_measurement_can_be_stopped_between_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, seen = StopToken(), []
+
+    def look(*_: object) -> NDArray[np.float32]:
+        seen.append(1)
+        if len(seen) == 2:
+            stop.stop()
+        return np.full((3, 50, 50), 1 / 3, np.float32)
+
+    monkeypatch.setattr(diameter, "_looked_at", look)
+    assert object_diameter(MODEL, [Planes(discs(20), "YX")], 0, CPU, stop) is None
+    assert len(seen) == 2
 
 
 def test_an_image_that_cannot_be_read_says_so() -> None:

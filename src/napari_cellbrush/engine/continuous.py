@@ -184,7 +184,7 @@ class _Continuous:
         self._start = with_dropout(with_classes(base.for_channels(n_channels(images)), classes, config.seed),
                                    config.dropout)
         self._can_score_base = base.card.n_steps > 0 and knows_all(base, classes)
-        self._diameter_px = object_diameter(base, images, config.diameter_px, device)
+        self._diameter_px = object_diameter(base, images, config.diameter_px, device, stop)
         self._scale = base.card.scale_for(self._diameter_px)
         self._sources = [Resampled(image, self._scale) for image in images]
         self._hold_out = GrowingHoldOut(config.held_out_fraction, config.seed)

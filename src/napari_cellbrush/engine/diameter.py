@@ -21,6 +21,7 @@ from napari_cellbrush.engine.objects import objects_from_classes
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.predictor import TilePredictor, most_probable
 from napari_cellbrush.engine.resampling import Resampled
+from napari_cellbrush.events import StopToken
 
 #: Scales that are tried, the likeliest first; neighbours differ by less than the network tolerates.
 _SCALES = (1.0, 0.6, 1.7, 0.35, 2.9, 0.2)
@@ -43,24 +44,25 @@ def median_diameter(instances: NDArray[np.integer[Any]]) -> float:
     return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else 0.0
 
 
-def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device) -> float | None:
+def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device,
+                    stop: StopToken | None = None) -> float | None:
     """Diameter of the objects, in image pixels: stated, known from the model's tuning, or measured.
 
     Returns
     -------
     float or None
-        None for a model that works at any scale, or where no measurement is sure enough; the median of several
-        images.
+        None for a model that works at any scale, where no measurement is sure enough, or if stopped; the median of
+        several images.
     """
     if model.card.diameter_px is None:
         return None
     if stated_px or model.card.image_diameter_px:
         return stated_px or model.card.image_diameter_px
-    found = [diameter for image in images if (diameter := measured_diameter(model, image, device))]
+    found = [diameter for image in images if (diameter := measured_diameter(model, image, device, stop))]
     return float(np.median(found)) if found else None
 
 
-def measured_diameter(model: Model, planes: Planes, device: Device) -> float | None:
+def measured_diameter(model: Model, planes: Planes, device: Device, stop: StopToken | None = None) -> float | None:
     """Typical diameter of the objects in the middle plane, in image pixels; None where the network is not sure.
 
     Parameters
@@ -71,6 +73,8 @@ def measured_diameter(model: Model, planes: Planes, device: Device) -> float | N
         The image.
     device
         Where to compute; about six tiles, fewer for images like the ones the network knows best.
+    stop
+        Looked at before every tile; what was not seen to the end is not known.
     """
     wanted = model.card.diameter_px or 1.0
     predictor = TilePredictor(model.for_channels(planes.n_channels), planes.normalisation(), device, InferenceConfig())
@@ -78,6 +82,8 @@ def measured_diameter(model: Model, planes: Planes, device: Device) -> float | N
     centre = _richest_place(planes, index)
     best, diameter = _LEAST_EVIDENCE, None
     for scale in _SCALES:
+        if stop and stop.stopped:
+            return None
         probabilities = _looked_at(predictor, model, Resampled(planes, scale), index, centre)
         seen, evidence = _typical_object(probabilities, model, wanted)
         if evidence > best:

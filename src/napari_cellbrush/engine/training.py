@@ -185,7 +185,10 @@ def _train(
         kept.restore({"course": course})
         began -= course.seconds
     else:
-        course.diameter_px = object_diameter(base, images, config.diameter_px, device)
+        course.diameter_px = object_diameter(base, images, config.diameter_px, device, stop)
+        if stop.stopped:
+            # Nobody may go on from a state without the diameter that was being measured.
+            state_file = None
     scale = base.card.scale_for(course.diameter_px)
 
     sources = [Resampled(image, scale) for image in images]

@@ -50,19 +50,21 @@ def follow_strokes(task: LiveTask, stop: StopToken) -> Generator[LiveEvent, None
     load_torch()
     from napari_cellbrush.engine.live import follow
 
-    if task.known.source is None:
-        task.known.source = _features(task)
-    yield from follow(task.known.source, len(task.classes), task.inbox, stop, task.pause)
+    source = task.known.source or _features(task, stop)
+    if stop.stopped:
+        return  # before anybody knew how large the objects are
+    task.known.source = source
+    yield from follow(source, len(task.classes), task.inbox, stop, task.pause)
 
 
-def _features(task: LiveTask) -> FeatureSource:
+def _features(task: LiveTask, stop: StopToken) -> FeatureSource:
     from napari_cellbrush.engine.device import choose_device
     from napari_cellbrush.engine.diameter import object_diameter
     from napari_cellbrush.engine.features import FeatureSource
 
     device = choose_device(task.device_name)
     base = _base(task.base, task.classes, task.planes.n_channels, task.training_config)
-    diameter = object_diameter(base, [task.planes], task.diameter_px, device)
+    diameter = object_diameter(base, [task.planes], task.diameter_px, device, stop)
     return FeatureSource(base, task.planes, base.card.scale_for(diameter), device,
                          task.config.feature_memory_mb * 2**20)
 
