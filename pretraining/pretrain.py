@@ -54,9 +54,9 @@ CLASS_WEIGHTS = torch.tensor([0.0, 1.0, 1.0, 1.5])
 COOLING = 0.4
 #: Share of the steps, at the end, without padding.
 UNPADDED = 0.1
-#: Side of patches with padding, a multiple of the network's stride, and without, a valid input size; and how many.
-PADDED_PATCHES = (256, 5)
-UNPADDED_PATCHES = (444, 3)
+#: Side of patches with padding, a multiple of the network's stride, and without, a valid input size.
+PADDED_SIZE = 192
+UNPADDED_SIZE = 380
 INVERT = 0.25
 DESCRIPTION = (
     "Background / cell / boundary for nuclei in fluorescence, stained tissue and bright field, phase-contrast "
@@ -181,8 +181,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="earlier weights to go on from")
     parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--larger-batch", type=int, default=1, metavar="N", help="N times as many patches a step")
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--patches", type=int, default=4, metavar="N", help="patches a step, half as many unpadded")
+    parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--base-filters", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
@@ -193,11 +193,11 @@ def _batch(images: Images, step: int, arguments: argparse.Namespace, network: UN
            device: Device) -> tuple[Tensor, Tensor]:
     """Patches B1HW and targets Bhw; sets the network's padding to what fits them."""
     padded = step < (1 - UNPADDED) * arguments.steps
-    size, n = PADDED_PATCHES if padded else UNPADDED_PATCHES
+    size, n = (PADDED_SIZE, arguments.patches) if padded else (UNPADDED_SIZE, (arguments.patches + 1) // 2)
     _set_padding(network, 1 if padded else 0)
     random = torch.Generator().manual_seed(arguments.seed + 1_000_003 * step)
     source = augment.source_size(AUGMENTATION, size)
-    pixels, truths, are_classes = images.batch(step, n * arguments.larger_batch, source)
+    pixels, truths, are_classes = images.batch(step, n, source)
     drawn = augment.draw(AUGMENTATION, len(pixels), size, random)
     pixels, truths = augment.apply(drawn, pixels.to(device.torch_device), truths.to(device.torch_device), size,
                                    size if padded else network.geometry.output_size(size))

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from torch import Tensor
 from napari_cellbrush.config import DeviceName
 from napari_cellbrush.errors import DeviceError
 
-#: Half precision must beat float32 by this factor before it is used.
+#: Half precision must beat float32, and channels first channels last, by this factor before it is used.
 _WORTHWHILE = 1.2
+#: Measurements that run side by side disturb each other, and may choose differently.
+_choosing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,20 @@ class Device:
         return f"{self.name} ({self.kind.upper()}{memory}, {self.precision})"
 
 
-@functools.cache
 def choose_device(name: DeviceName = "auto") -> Device:
-    """The fastest device that works, or the one asked for.
+    """The fastest device that works, or the one asked for; the same for as long as the process lives.
 
     Raises
     ------
     DeviceError
         If a device was asked for by name and a convolution on it fails.
     """
+    with _choosing:
+        return _choice(name)
+
+
+@functools.cache
+def _choice(name: DeviceName) -> Device:
     if name == "cpu":
         return _cpu("")
     if name != "auto":
@@ -150,15 +158,17 @@ def _cpu_name() -> str:
     return platform.processor() or "CPU"
 
 
+@functools.cache
 def _fastest(kind: str, half: torch.dtype) -> tuple[torch.dtype | None, bool]:
     """The reduced precision, if it is worth it, and whether channels should come last: measured, not read from flags.
 
-    A processor may have half precision in its list of instructions and yet take ten times as long with it.
+    A processor may have half precision in its list of instructions and yet take ten times as long with it. Channels
+    come last unless that is clearly slower: another order sums in another order, so chance must not choose it.
     """
     plain, last, reduced = _convolution_seconds(kind, ((torch.float32, False), (torch.float32, True), (half, True)))
     if reduced * _WORTHWHILE < min(plain, last):
         return half, True
-    return None, last < plain
+    return None, last < plain * _WORTHWHILE
 
 
 def _convolution_seconds(kind: str, variants: Sequence[tuple[torch.dtype, bool]]) -> list[float]:
