@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def read_image(path: Path, axes: str | None = None) -> None:
 
 def read_labels(path: Path) -> None:
     labels = open_labels(path, "ZYX")
-    np.asarray(labels[(0,) * (len(labels.shape) - 2)][:64])
+    np.asarray(labels[(slice(1),) * (len(labels.shape) - 2) + (slice(64),) * min(1, len(labels.shape))])
 
 
 #: What a good file holds, how it is called, who reads it.
@@ -139,6 +140,35 @@ def test_a_damaged_file_is_read_or_refused_with_a_sentence(kind: str, tmp_path: 
 
     attempt()
     assert outside_of(tmp_path, folder, cellbrush_home) == outside
+
+
+@pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}])
+@pytest.mark.parametrize("read", [read_image, read_labels])
+def test_pages_that_lead_back_to_an_earlier_one_are_not_followed_for_ever(
+    read: Callable[[Path], Any], options: dict[str, Any], tmp_path: Path,
+) -> None:
+    """Found by a fuzzer: tifffile takes such a file for endlessly many pages."""
+    path = tmp_path / "circle.tif"
+    tifffile.imwrite(path, PIXELS, photometric="minisblack", metadata=None, **options)
+    with tifffile.TiffFile(path) as tiff:
+        first, last, layout = tiff.pages[0].offset, tiff.pages[-1], tiff.tiff
+        place = last.offset + layout.tagnosize + len(last.tags) * layout.tagsize
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(struct.pack(layout.offsetformat, first))
+    with pytest.raises(CellbrushError, match=r"circle\.tif"):
+        read(path)
+
+
+def test_a_file_cut_off_in_its_list_of_pages_is_not_followed_for_ever(tmp_path: Path) -> None:
+    """Found by a fuzzer: tifffile takes the last bytes of such a file for the place of the next page."""
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(path, PIXELS[0], metadata=None)
+    with tifffile.TiffFile(path) as tiff:
+        first = tiff.pages[0].offset
+    path.write_bytes(path.read_bytes()[: first + 100] + struct.pack("<I", first))
+    with pytest.raises(CellbrushError, match=r"cut\.tif"):
+        read_image(path)
 
 
 def outside_of(folder: Path, *allowed: Path) -> dict[str, int]:

@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -91,18 +92,57 @@ def test_a_window_closed_at_any_moment_ends_soon_quietly_and_with_all_strokes(se
 
 
 def test_a_process_that_ends_without_closing_its_window_does_not_wait_for_the_end_of_a_run() -> None:
-    script = """
-import itertools, time
-from napari_cellbrush.napari_ui.worker import WorkThread
-
+    found = ended("""
 def endless(stop):
     for number in itertools.count():
         time.sleep(0.05)
         yield number
 
-thread = WorkThread(endless, "counting", exclusive=True)
-thread.start()
+WorkThread(endless, "counting", exclusive=True).start()
 time.sleep(0.2)
-"""
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+""")
     assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_a_program_that_was_quit_waits_for_no_step_but_for_every_file(tmp_path: Path) -> None:
+    found = ended(f"""
+from napari_cellbrush.napari_ui.worker import note_quit
+
+def step(stop):
+    time.sleep(1000)
+    yield
+
+def write(stop):
+    time.sleep(2)
+    pathlib.Path({str(tmp_path / "file")!r}).write_text("whole")
+    yield
+
+WorkThread(step, "learning", exclusive=True).start()
+WorkThread(write, "writing", exclusive=False, to_the_end=True).start()
+time.sleep(0.2)
+note_quit()
+print("the last words")
+""")
+    assert (found.returncode, found.stdout, found.stderr) == (0, "the last words\n", "")
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_without_having_been_quit_a_program_keeps_its_exit_code_and_waits() -> None:
+    found = ended("""
+def step(stop):
+    time.sleep(2)
+    print("done", flush=True)
+    yield
+
+WorkThread(step, "learning", exclusive=True).start()
+time.sleep(0.2)
+sys.exit(3)
+""")
+    assert (found.returncode, found.stdout, found.stderr) == (3, "done\n", "")
+
+
+def ended(script: str) -> subprocess.CompletedProcess[str]:
+    """What a program with threads left behind."""
+    start = "import itertools, pathlib, sys, time\nfrom napari_cellbrush.napari_ui.worker import WorkThread\n"
+    return subprocess.run([sys.executable, "-c", start + script], capture_output=True, text=True, timeout=60,
+                          check=False)

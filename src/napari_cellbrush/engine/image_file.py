@@ -8,6 +8,7 @@ checked against the size of the file before any of it is believed.
 from __future__ import annotations
 
 import math
+import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -192,6 +193,7 @@ def _open_tiff(path: Path) -> _Source:
     with _reading(path, "TIFF"):
         tiff = tifffile.TiffFile(path)
         try:
+            _check_chain(path, tiff)
             series = tiff.series[0]
             _check_claim(path, series)
             axes = _tiff_axes(series.axes)
@@ -206,11 +208,34 @@ def _open_tiff(path: Path) -> _Source:
         return source
 
 
+def _check_chain(path: Path, tiff: tifffile.TiffFile) -> None:
+    """Refuse pages that lead back to an earlier one: tifffile would follow them for ever."""
+    layout, file, seen = tiff.tiff, tiff.filehandle, set[int]()
+    file.seek(layout.offsetsize)  # the first page's place stands behind the header, which is as long
+    here = file.read(layout.offsetsize)
+    while (offset := _number(here, layout.offsetformat)) > 0:
+        if offset in seen:
+            raise ImageError(f"{path.name} cannot be read as TIFF: its {len(seen):,} pages lead back to an earlier one",
+                             "It is damaged: get it again")
+        seen.add(offset)
+        file.seek(offset)
+        n_tags = _number(file.read(layout.tagnosize), layout.tagnoformat)
+        # Where the file ends too soon, tifffile takes its last bytes for the place of the next page.
+        here = file.read(n_tags * layout.tagsize + layout.offsetsize)[-layout.offsetsize :]
+
+
+def _number(read: bytes, format: str) -> int:
+    """0 where nothing is to be read: what is there of a truncated file may still be an image."""
+    return int(struct.unpack(format, read)[0]) if len(read) == struct.calcsize(format) else 0
+
+
 def _check_claim(path: Path, series: tifffile.TiffPageSeries) -> None:
     """Refuse a header that claims more pixels than the file can hold."""
     page = series.keyframe
     size = path.stat().st_size
-    claimed = math.prod(series.shape) * page.bitspersample // 8
+    # A damaged file may give several numbers of bits, although all samples have the same type.
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else 8 * series.dtype.itemsize
+    claimed = math.prod(series.shape) * bits // 8
     believable = size if page.compression == 1 else max(2**30, _LARGEST_RATIO * size)
     if claimed > believable and not series.is_multifile:
         raise ImageError(f"{path.name} claims {math.prod(series.shape):,} values ({claimed:,} bytes), "
@@ -221,6 +246,10 @@ def _tiff_data(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSer
     if series.dataoffset is not None and not series.is_multifile and series.transform is None:
         dtype = series.dtype.newbyteorder(tiff.byteorder)
         return np.memmap(path, dtype, "r", series.dataoffset, tuple(series.shape))
+    n_pieces, n_there = math.prod(series.keyframe.chunked), len(series.keyframe.dataoffsets)
+    if n_there < n_pieces:
+        raise ImageError(f"{path.name} announces {n_pieces:,} strips or tiles a page, but names the places of {n_there:,}",
+                         "It is truncated or damaged: get it again")
     if series.keyframe.nbytes <= _LARGEST_PAGE and _pages_fill(series):
         return _TiffPages(path, tiff, series)
     zarr = _zarr(path, f"{path.name} is compressed and large, reading it piece by piece")

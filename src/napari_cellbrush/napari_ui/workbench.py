@@ -29,7 +29,7 @@ from napari_cellbrush.napari_ui.previewing import Previewing
 from napari_cellbrush.napari_ui.proofreading import Proofreading
 from napari_cellbrush.napari_ui.segmenting import Segmenting
 from napari_cellbrush.napari_ui.weighing import Weighing
-from napari_cellbrush.napari_ui.worker import Job, Work, WorkThread, close_all
+from napari_cellbrush.napari_ui.worker import Job, Work, WorkThread, close_all, note_quit
 from napari_cellbrush.session import Session
 
 #: Milliseconds between opening a dock and looking for models and a device.
@@ -86,6 +86,7 @@ class Workbench(QObject):
         application = QApplication.instance()
         if application is not None:
             application.aboutToQuit.connect(self.close)
+            application.aboutToQuit.connect(note_quit)
 
     def job(self, work: Work, doing: str, *, exclusive: bool = True, to_the_end: bool = False,
             patient: bool = False) -> Job:

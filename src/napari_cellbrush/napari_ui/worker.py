@@ -7,6 +7,7 @@ stopped and failed, whatever the generator raises: a RuntimeError, as most of to
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +36,7 @@ QUEUE_LENGTH = 32
 #: Milliseconds of one look that may go into handling events, so that painting stays fluent.
 DRAIN_BUDGET_MS = 40
 #: Seconds that a closing window waits for its threads.
-CLOSING_S = 2.5
+CLOSING_S = 1.5
 
 #: How much lower the priority of threads is that compute for long, in steps of ``nice``.
 NICENESS = 5
@@ -101,11 +103,11 @@ class WorkThread:
         self._to_the_end = to_the_end
         self._patient = patient and exclusive
         self._abandoned = threading.Event()
-        # No daemon: a thread that the interpreter cuts off inside of torch takes the whole process down with it.
-        self._thread = threading.Thread(target=self._run, name=f"cellbrush: {doing}")
+        self._thread = threading.Thread(target=self._run, name=f"cellbrush: {doing}", daemon=True)
 
     def start(self) -> None:
         """Begin."""
+        _process.threads.add(self)
         self._thread.start()
 
     @property
@@ -127,11 +129,16 @@ class WorkThread:
         self.stop.stop()
         self._abandoned.set()
 
-    def join(self, seconds: float) -> bool:
-        """Wait; whether it has ended."""
+    def join(self, seconds: float | None = None) -> bool:
+        """Wait, without an end if no number is given; whether it has ended."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    @property
+    def keeps_work(self) -> bool:
+        """Whether something would be lost if it were cut off, such as a file that is being written."""
+        return self._to_the_end
 
     @property
     def _unwanted(self) -> bool:
@@ -287,6 +294,38 @@ def close_all(threads: list[WorkThread]) -> None:
         if not thread.join(max(0.0, deadline - time.monotonic())):
             _log.info("A thread was still computing when its window closed")
     threads.clear()
+
+
+class _Process:
+    """All threads of this process, and its end.
+
+    A thread that the interpreter cuts off inside of torch takes the whole process down with it, so the interpreter
+    waits for all. But nobody should wait for a step of a training that takes long once the program was quit.
+    """
+
+    def __init__(self) -> None:
+        self.threads: weakref.WeakSet[WorkThread] = weakref.WeakSet()
+        self.was_quit = False
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        for thread in list(self.threads):
+            if thread.keeps_work or not self.was_quit:
+                thread.join()
+        if not all(thread.join(0) for thread in list(self.threads)):
+            # What is to be kept is on the disk by now, and every file is written whole or not at all.
+            logging.shutdown()
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # a program without a console has none
+                stream.flush()
+            os._exit(0)
+
+
+_process = _Process()
+
+
+def note_quit() -> None:
+    """The person quit the program: when it ends, no step of a run is waited for, only files being written."""
+    _process.was_quit = True
 
 
 @contextlib.contextmanager
