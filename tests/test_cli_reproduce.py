@@ -115,6 +115,12 @@ def test_another_image_is_refused(folder: Path, capsys: pytest.CaptureFixture[st
     assert "has the shape" in capsys.readouterr().err
 
 
+def test_a_mask_made_by_live_is_said_to_be_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_mask("live.tif", np.ones((2, 70, 90), np.uint8), axes="ZYX", provenance={"made_by": "live", "base": "tiny"})
+    assert main(["reproduce", "live.tif", "--image", "stack.tif"]) == 1
+    assert "live.tif was made by Live" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("note", [{}, {"output": ["classes"]}, {"output": 7, "settings": "x"},
                                   {"output": "classes", "model_weights_sha256": None, "versions": [1]}])
 def test_a_file_that_says_nothing_of_its_origin_is_refused(note: dict[str, Any], folder: Path,

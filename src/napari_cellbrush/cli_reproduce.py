@@ -17,7 +17,7 @@ from napari_cellbrush.cli_progress import (
     stop_on_interrupt,
     tell,
 )
-from napari_cellbrush.config import DeviceName, InferenceConfig, OutputKind
+from napari_cellbrush.config import MADE_BY_LIVE, DeviceName, InferenceConfig, OutputKind
 from napari_cellbrush.errors import CellbrushError, ConfigError, ExportError, ImageError, ModelFileError
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ def _output(mask: Path, made: Mapping[str, Any]) -> OutputKind:
     for kind in get_args(OutputKind):
         if output == kind:
             return kind  # type: ignore[no-any-return]
+    if made.get("made_by") == MADE_BY_LIVE:
+        raise ExportError(f"{mask.name} was made by Live, whose answer changes with every stroke, so it cannot be "
+                          "computed once more", "Segment with the model that Live saved, and export that")
     raise ExportError(f"{mask.name} does not say what made it", "Give a mask that napari-cellbrush saved")
 
 

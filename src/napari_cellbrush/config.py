@@ -22,6 +22,8 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32"]
 OutputKind = Literal["classes", "objects", "probabilities"]
 ClassRole = Literal["background", "object", "boundary"]
+#: "made_by" in the provenance of a mask that follows strokes: no model alone makes it.
+MADE_BY_LIVE = "live"
 #: classes: 0 unlabelled, k class k. objects: instance masks, 0 background, ids ≥ 1.
 LabelKind = Literal["classes", "objects"]
 

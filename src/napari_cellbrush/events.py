@@ -157,6 +157,8 @@ class StrokesTaken:
     no_score_reason: str
     #: Whether strokes were taken back: everything learnt so far is forgotten.
     restarted: bool
+    #: Painted in all, held-out ones included.
+    n_strokes: int = 0
     #: Which strokes are learnt from and which are held out, an :class:`.engine.annotation.Split`.
     split: Any = None
 

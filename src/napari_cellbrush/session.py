@@ -211,7 +211,7 @@ class TunedModel:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that fine-tuning gave in this session; it stays in the library."""
+    """A model that fine-tuning or Live gave in this session; it stays in the library."""
 
     name: str
     #: That were painted when it was made.
@@ -623,10 +623,13 @@ class Session:
         """A training gave a model: use it, unless the base is better."""
         self.tuned = tuned
         started = next((event for event in self.training_events if isinstance(event, TrainingStarted)), None)
-        self.timeline = (*self.timeline, Checkpoint(tuned.name, started.n_strokes if started else 0, tuned.score,
-                                                    tuned.interval))
         if tuned.improved:
             self.model = tuned.name
+        self.add_checkpoint(Checkpoint(tuned.name, started.n_strokes if started else 0, tuned.score, tuned.interval))
+
+    def add_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A model was kept: it can be compared and used from now on."""
+        self.timeline = (*self.timeline, checkpoint)
         self.models_changed.emit()
 
     def why_not_train(self) -> str:

@@ -12,6 +12,7 @@ from napari_cellbrush.engine.annotation import Split, collect_annotation
 from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.events import ContinuousScored, Improved, StrokesTaken
+from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.workbench import workbench_for
 
 
@@ -238,7 +239,7 @@ def tuned(tiny_model, monkeypatch):
             if given is None and generation and len(np.unique(labels[0])) == 3:
                 every = collect_annotation(images, labels, classes)
                 some = collect_annotation(images, [np.where(np.arange(150) > 20, a, 0) for a in labels], classes)
-                yield StrokesTaken(generation, 10, 10, "", False, Split(every, some, ""))
+                yield StrokesTaken(generation, 10, 10, "", False, every.n_strokes, Split(every, some, ""))
                 yield Improved(generation, 1, model, 1.01, None, 0.2)
                 given = model
             elif given is not None and generation > measured:
@@ -263,9 +264,13 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
     person.wait(lambda: "Tuned model: 1.01" in session.live.notice.text)
     expected = segment_array(tuned, Planes(image, "YX"))
     person.wait(lambda: np.array_equal(mask(viewer), expected))
+    made = layers.note_of(viewer.layers["cells live"])["provenance"]
+    assert (made["made_by"], made["base"], made["classes"]) == ("live", "tiny", ["background", "cell", "boundary"])
     person.click(workspace.annotate.live.button)
     person.wait(lambda: session.model == "cells live")
     assert "saved as 'cells live'" in session.live.notice.text
+    (kept,) = session.timeline
+    assert (kept.name, kept.n_strokes) == ("cells live", 2)
     person.click(workspace.segment.run.button)
     person.wait(lambda: not session.segmentation.busy)
     assert session.segmentation.notice.kind == "success"

@@ -220,7 +220,7 @@ class _Continuous:
         self._is_settled = False
         return StrokesTaken(self.generation, self._split.train.n_pixels,
                             self._split.validation.n_pixels if self._split.validation else 0, self._split.reason,
-                            restarted, self._split)
+                            restarted, annotation.n_strokes, self._split)
 
     def _use(self, split: Split) -> None:
         self._split = split

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication
 
-from napari_cellbrush.config import DeviceName, LiveConfig
+from napari_cellbrush.config import MADE_BY_LIVE, DeviceName, LiveConfig
 from napari_cellbrush.engine.live_inbox import HeldOutStrokes, Index, LiveInbox, Strokes, TunedAnswer, View
 from napari_cellbrush.errors import AnnotationError, CellbrushError
 from napari_cellbrush.events import (
@@ -211,6 +211,8 @@ class Live(QObject):
         self._subject, self._view, self._inbox = subject, None, LiveInbox()
         self._mask = self._results.live_mask(image, session.classes)
         self._mask_axes = layers.labels_axes(image.axes)
+        layers.note_on(self._mask, provenance={"made_by": MADE_BY_LIVE, "base": subject.base,
+                                               "classes": [definition.name for definition in session.classes]})
         # Generations go on from image to image: a late word about strokes never fits the strokes of another image.
         self._watch = StrokeWatch(strokes, book.viewer.dims, self._generation + 1, self._on_strokes)
         self._on_strokes(self._watch.strokes)

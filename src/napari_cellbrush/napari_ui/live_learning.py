@@ -25,7 +25,7 @@ from napari_cellbrush.events import (
 from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.live_runs import LearnTask, LiveModel, learn_strokes
 from napari_cellbrush.napari_ui.worker import Job
-from napari_cellbrush.session import ImageEntry
+from napari_cellbrush.session import Checkpoint, ImageEntry
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.continuous import StrokeInbox
@@ -64,6 +64,8 @@ class LiveLearning(QObject):
         self._inbox: StrokeInbox | None = None
         self._basis: _Basis | None = None
         self._images: list[ImageEntry] = []
+        #: Painted when strokes were last taken in.
+        self._n_strokes = 0
 
     def follow(self) -> bool:
         """Learn from what is there now; begin anew, and without strokes, if it is something else than before.
@@ -111,7 +113,7 @@ class LiveLearning(QObject):
         self.end()
         if job is not None:
             job.received.disconnect(self._on_event)  # whoever learns next must not hear it
-            job.stopped.connect(self._on_saved)
+            job.stopped.connect(partial(self._on_saved, self._n_strokes))
             job.stop()
 
     def _start(self) -> None:
@@ -128,6 +130,8 @@ class LiveLearning(QObject):
         self._job.start()
 
     def _on_event(self, event: ContinuousEvent) -> None:
+        if isinstance(event, StrokesTaken):
+            self._n_strokes = event.n_strokes
         if isinstance(event, StrokesTaken | NothingToLearn):
             if isinstance(event, NothingToLearn) or event.restarted:
                 self.improved.emit(None)
@@ -142,9 +146,10 @@ class LiveLearning(QObject):
         self._job, self._inbox = None, None
         self.failed.emit(str(error))
 
-    def _on_saved(self, saved: LiveModel | None) -> None:
+    def _on_saved(self, n_strokes: int, saved: LiveModel | None) -> None:
         if saved is not None:
             self._bench.take_library(saved.library)
+            self._session.add_checkpoint(Checkpoint(saved.name, n_strokes, saved.score, None))
             self._session.choose_model(saved.name)
             self._session.live.say(f"The model that learnt from your strokes is saved as '{saved.name}', and chosen in "
                                    "Segment.", "success")

@@ -102,7 +102,9 @@ def learn_strokes(task: LearnTask, stop: StopToken) -> Generator[ContinuousEvent
     model = yield from learn_continuously(base, task.images, task.inbox, task.config, classes=task.classes,
                                           device=choose_device(task.device_name), stop=stop, pause=task.pause,
                                           name=task.name)
-    return LiveModel(add_to_library(model, task.name).stem, read_library()) if model is not None else None
+    if model is None:
+        return None
+    return LiveModel(add_to_library(model, task.name).stem, read_library(), model.card.score)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,3 +114,4 @@ class LiveModel:
     name: str
     #: With the model in it.
     library: LibraryFound
+    score: float | None
