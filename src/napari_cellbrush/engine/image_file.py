@@ -248,8 +248,8 @@ def _tiff_data(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSer
         return np.memmap(path, dtype, "r", series.dataoffset, tuple(series.shape))
     n_pieces, n_there = math.prod(series.keyframe.chunked), len(series.keyframe.dataoffsets)
     if n_there < n_pieces:
-        raise ImageError(f"{path.name} announces {n_pieces:,} strips or tiles a page, and says of {n_there:,} where they "
-                         "are", "It is truncated or damaged: get it again")
+        raise ImageError(f"{path.name} announces {n_pieces:,} strips or tiles a page, but says where {n_there:,} are",
+                         "It is truncated or damaged: get it again")
     if series.keyframe.nbytes <= _LARGEST_PAGE and _pages_fill(series):
         return _TiffPages(path, tiff, series)
     zarr = _zarr(path, f"{path.name} is compressed and large, reading it piece by piece")
