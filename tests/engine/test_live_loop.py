@@ -252,6 +252,24 @@ def test_a_tuned_model_that_is_taken_back_leaves_no_answer(split_loop: tuple[Loo
     assert not any(tile.by_tuned for tile in loop.tiles(4))
 
 
+def test_it_says_whether_what_is_looked_at_waits_for_an_answer() -> None:
+    """So that whatever is less urgent can wait meanwhile."""
+    image = discs()
+    loop = Loop(image)
+    loop.inbox.paint(Strokes(1, {(): strokes_on(image)}))
+    loop.inbox.show(View((), slice(0, 100), slice(0, 100)))
+    assert loop.inbox.is_behind
+    loop.until(lambda event: isinstance(event, HeadFitted))
+    assert loop.inbox.is_behind
+    n_seen = len(loop.source.tiles((slice(0, 100), slice(0, 100))))
+    assert n_seen < len(loop.source.tiles((slice(None), slice(None))))
+    loop.tiles(n_seen)
+    loop.tiles(1)  # the rest of the plane follows
+    assert not loop.inbox.is_behind
+    loop.inbox.show(View((), slice(500, 600), slice(500, 600)))
+    assert loop.inbox.is_behind
+
+
 def test_nothing_is_computed_while_somebody_draws() -> None:
     loop = Loop(discs(size=100))
     loop.inbox.show(View((), slice(0, 100), slice(0, 100)))

@@ -28,6 +28,8 @@ _MAX_ITERATIONS = 20
 _TOLERANCE = 1e-3
 #: Features that vary less than this on the strokes say nothing.
 _LEAST_SPREAD = 1e-4
+#: Features that are widened at once: a quarter of a megabyte.
+_CACHED_VALUES = 1 << 16
 #: Logit of a class that nobody painted: finite, because logits are interpolated.
 _NEVER = np.float32(-1e4)
 
@@ -66,7 +68,7 @@ class InstantHead:
         logits = torch.from_numpy(self.bias)[:, None, None].expand(-1, height, width)
         for number, (level, weights) in enumerate(zip(tile.levels, parts, strict=True)):
             stride = 1 << number
-            coarse = (torch.from_numpy(level).float() @ torch.from_numpy(weights)).permute(2, 0, 1)
+            coarse = torch.from_numpy(_applied(level, weights))
             fine = functional.interpolate(coarse[None], scale_factor=stride, mode="bilinear")[0] if number else coarse
             first = 2 * (stride - 1)
             logits = logits + fine[:, first : first + height, first : first + width]
@@ -76,6 +78,19 @@ class InstantHead:
         if not all(self.known):
             np.moveaxis(logits, axis, -1)[..., ~np.array(self.known)] = _NEVER
         return logits
+
+
+def _applied(level: NDArray[np.float16], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits KYX of features YXF, a few rows at a time: what is widened to float32 stays in the processor's cache.
+
+    torch widens half precision faster and numpy multiplies with few columns faster, each by a factor of three.
+    """
+    logits = np.empty((weights.shape[1], *level.shape[:2]), np.float32)
+    n_rows = max(1, _CACHED_VALUES // level[0].size)
+    for top in range(0, len(level), n_rows):
+        part = torch.from_numpy(level[top : top + n_rows]).float().numpy()
+        logits[:, top : top + n_rows] = (weights.T @ part.reshape(-1, len(weights)).T).reshape(-1, *part.shape[:2])
+    return logits
 
 
 def fit(features: NDArray[np.float32], classes: NDArray[np.integer], n_classes: int,

@@ -67,6 +67,7 @@ def follow(source: FeatureSource, n_classes: int, inbox: LiveInbox, stop: StopTo
             continue
         loop.read(inbox.read())
         event = loop.step()
+        inbox.is_behind = loop.is_behind
         if event is not None:
             yield event
         elif loop.is_idle:
@@ -152,6 +153,11 @@ class _Loop:
             return self._answer(tile, keep=False)
         self.is_idle = True
         return None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether what is looked at still waits for an answer."""
+        return self._is_stale or any(self._is_open(tile) for tile in self._order[: self._n_seen])
 
     @property
     def _index(self) -> Index:

@@ -79,13 +79,17 @@ class LiveInbox:
         self._changed = threading.Condition()
         self._news = False
         self._letters = Letters()
+        #: Whether what is looked at still waits for an answer.
+        self.is_behind = False
 
     def show(self, view: View) -> None:
         """Somebody looks at another place."""
+        self.is_behind = True
         self._drop(view=view)
 
     def paint(self, strokes: Strokes) -> None:
         """Something else is painted."""
+        self.is_behind = True
         self._drop(strokes=strokes)
 
     def hold_out(self, split: HeldOutStrokes | None) -> None:

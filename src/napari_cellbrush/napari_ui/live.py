@@ -77,7 +77,8 @@ class Live(QObject):
         self._job: Job | None = None
         self._inbox = LiveInbox()
         self._pause = PauseToken()
-        self._learning = LiveLearning(bench, self._pause)
+        self._learning_pause = PauseToken()
+        self._learning = LiveLearning(bench, self._learning_pause)
         #: Of the newest strokes; and the same by what learning calls them.
         self._generation = 0
         self._generations: dict[int, int] = {}
@@ -161,6 +162,7 @@ class Live(QObject):
         self._end_job()
         self._learning.end_and_save()
         self._pause.release()
+        self._learning_pause.release()
         self._known = KnownFeatures()
         self._run.end(text, "error" if error else "info")
 
@@ -208,7 +210,7 @@ class Live(QObject):
         image, strokes = session.find_image(subject.image), book.layer(subject.annotation)
         if image is None or strokes is None:
             return
-        self._subject, self._view, self._inbox = subject, None, LiveInbox()
+        self._subject, self._view = subject, None
         self._mask = self._results.live_mask(image, session.classes)
         self._mask_axes = layers.labels_axes(image.axes)
         layers.note_on(self._mask, provenance={"made_by": MADE_BY_LIVE, "base": subject.base,
@@ -238,6 +240,7 @@ class Live(QObject):
             self._job.close()
             self._job.deleteLater()
             self._job = None
+        self._inbox = LiveInbox()
         self._mask = None
         self._fitted, self._scored = None, None
 
@@ -260,13 +263,15 @@ class Live(QObject):
         self._generations[number] = self._generation
 
     def _on_pulse(self) -> None:
-        """Whoever draws has the computer; and tell what the view shows."""
-        if QApplication.mouseButtons() == Qt.MouseButton.NoButton:
-            self._pause.release()
-        else:
-            self._pause.hold()
+        """Whoever draws has the computer, then the answer in view, then learning; and tell what the view shows."""
         if self._job is not None:
             self._look()
+        draws = QApplication.mouseButtons() != Qt.MouseButton.NoButton
+        for pause, is_held in ((self._pause, draws), (self._learning_pause, draws or self._inbox.is_behind)):
+            if is_held:
+                pause.hold()
+            else:
+                pause.release()
 
     def _look(self) -> None:
         """Tell what the view shows, if it shows anything else than before."""

@@ -43,7 +43,7 @@ class LiveLearning(QObject):
     bench
         Session, layers and jobs.
     pause
-        Held while somebody draws.
+        Held while something else is more urgent.
     """
 
     #: Strokes are split into learnt and held-out ones, or (None) no longer: the event.
