@@ -36,7 +36,7 @@ QUEUE_LENGTH = 32
 #: Milliseconds of one look that may go into handling events, so that painting stays fluent.
 DRAIN_BUDGET_MS = 40
 #: Seconds that a closing window waits for its threads.
-CLOSING_S = 1.5
+CLOSING_S = 0.4
 
 #: How much lower the priority of threads is that compute for long, in steps of ``nice``.
 NICENESS = 5
