@@ -12,6 +12,7 @@ import weakref
 import numpy as np
 import pytest
 from napari import Viewer
+from qtpy.compat import isalive
 from qtpy.QtTest import QTest
 
 from napari_cellbrush.engine import training
@@ -96,6 +97,22 @@ def test_closing_the_docks_stops_nothing_and_a_new_one_reconnects(viewer, worksp
     training_run.fine_tuning.stop()
     person.wait(lambda: not training_run.session.training.busy)
     assert again.finetune.run.button.text() == "Fine-tune"
+
+
+def test_a_removed_dock_may_be_collected_before_qt_deletes_it(viewer, image):
+    """Its last signal must call nothing that Python has cleared already: that is a segmentation fault."""
+    viewer.add_image(image, name="cells")
+    dock, widget = viewer.window.add_plugin_dock_widget("napari-cellbrush", "Workspace")
+    widget = weakref.ref(getattr(widget, "__wrapped__", widget))
+    viewer.window.remove_dock_widget(dock)
+    widget().deleteLater()
+    del dock
+    gc.collect()
+    QTest.qWait(100)
+    assert widget() is None or not isalive(widget())
+    viewer.layers.clear()
+    viewer.add_image(image, name="others")
+    QTest.qWait(100)
 
 
 def test_starting_twice_runs_once(viewer, training_run, person):

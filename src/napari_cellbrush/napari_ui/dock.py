@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from psygnal import SignalInstance
@@ -67,8 +66,8 @@ class Dock(QWidget):
                 getattr(found, name)(*arguments)
 
         signal.connect(call)
-        # Called when the dock is gone already, so it must know nothing of it.
-        self.destroyed.connect(partial(_disconnect, signal, call))
+        # Not by Qt's own "destroyed": what Python's collector has cleared by then, PyQt calls all the same, and crashes.
+        weakref.finalize(self, signal.disconnect, call).atexit = False
 
     def form(self) -> QFormLayout:
         """A new block of rows with labels."""
@@ -132,7 +131,3 @@ def _about(entry: ModelEntry) -> str:
              "Channels: any number" if card.any_channels else f"Channels: {card.in_channels}",
              f"Tuned from {card.base_name}, {card.created}" if card.base_name else ""]
     return "\n".join(filter(None, lines))
-
-
-def _disconnect(signal: SignalInstance, call: Callable[..., None], _: Any = None) -> None:
-    signal.disconnect(call)

@@ -29,7 +29,7 @@ from napari_cellbrush.napari_ui.previewing import Previewing
 from napari_cellbrush.napari_ui.proofreading import Proofreading
 from napari_cellbrush.napari_ui.segmenting import Segmenting
 from napari_cellbrush.napari_ui.weighing import Weighing
-from napari_cellbrush.napari_ui.worker import Job, Work, WorkThread, close_all, note_quit
+from napari_cellbrush.napari_ui.worker import Job, Work, WorkThread, close_all, close_with, note_quit
 from napari_cellbrush.session import Session
 
 #: Milliseconds between opening a dock and looking for models and a device.
@@ -81,8 +81,7 @@ class Workbench(QObject):
         viewer.layers.events.removing.connect(self._on_layer_removing)
         self.session.options_changed.connect(self._on_options_changed)
         if window is not None:
-            # Called when this object is gone already: plain Python, no Qt.
-            window.destroyed.connect(partial(close_all, self._threads))
+            close_with(window, self._threads)
         application = QApplication.instance()
         if application is not None:
             application.aboutToQuit.connect(self.close)

@@ -296,6 +296,17 @@ def close_all(threads: list[WorkThread]) -> None:
     threads.clear()
 
 
+def close_with(window: QObject, threads: list[WorkThread]) -> None:
+    """End threads as soon as their window is destroyed; plain Python, because nothing of Qt is left by then."""
+    def close(_: Any = None) -> None:
+        _process.closers.discard(close)
+        close_all(threads)
+
+    # Held here, because PyQt calls it even after Python's collector has cleared it, and crashes.
+    _process.closers.add(close)
+    window.destroyed.connect(close)
+
+
 class _Process:
     """All threads of this process, and its end.
 
@@ -305,6 +316,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.threads: weakref.WeakSet[WorkThread] = weakref.WeakSet()
+        self.closers: set[Callable[..., None]] = set()
         self.was_quit = False
         atexit.register(self._end)
 
