@@ -66,7 +66,7 @@ class Dock(QWidget):
                 getattr(found, name)(*arguments)
 
         signal.connect(call)
-        # Not by Qt's own "destroyed": what Python's collector has cleared by then, PyQt calls all the same, and crashes.
+        # Not by Qt's "destroyed": what Python's collector has cleared by then, PyQt calls all the same, and crashes.
         weakref.finalize(self, signal.disconnect, call).atexit = False
 
     def form(self) -> QFormLayout:
