@@ -43,7 +43,7 @@ def stroke(layer, row, value):
 
 def save(bench, person):
     bench.autosaving.save()
-    person.wait(lambda: not bench.autosaving._saving)
+    person.wait(lambda: not bench.autosaving.is_saving)
 
 
 def on_disk(number=0):
@@ -258,6 +258,25 @@ def test_leaving_the_window_saves_at_once(painted, person):
     assert np.array_equal(on_disk(), painted.layer.data)
 
 
+def test_what_is_painted_while_a_save_is_under_way_is_saved_after_it(painted, person, monkeypatch):
+    """Leaving the window in that moment must not leave the stroke to the timer."""
+    may_write = threading.Event()
+    write = SessionWriter.save
+
+    def wait(*arguments):
+        may_write.wait(5)
+        return write(*arguments)
+
+    monkeypatch.setattr(SessionWriter, "save", wait)
+    painted.bench.autosaving.save()
+    stroke(painted.layer, 60, 2)
+    painted.bench.autosaving.save()
+    assert painted.bench.autosaving.is_saving
+    may_write.set()
+    person.wait(lambda: not painted.bench.autosaving.is_saving)
+    assert np.array_equal(on_disk(), painted.layer.data)
+
+
 def test_a_save_that_fails_is_told_and_tried_again(painted, person, monkeypatch):
     def full(*_):
         raise SessionFileError("The disk is full", "Free some space")
@@ -309,7 +328,7 @@ def test_a_huge_layer_costs_the_window_less_than_fifty_milliseconds(make_napari_
         began = time.process_time(), time.thread_time()
         bench.autosaving.save()
         seconds.append(time.thread_time() - began[1])
-        person.wait(lambda: not bench.autosaving._saving)
+        person.wait(lambda: not bench.autosaving.is_saving)
     assert np.median(seconds) < 0.05
     assert np.array_equal(on_disk(), layer.data)
 

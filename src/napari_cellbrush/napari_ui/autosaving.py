@@ -71,7 +71,9 @@ class Autosaving(QObject):
         self._keeping = bench.session.keeping
         self._watches: dict[str, LayerWatch] = {}
         self._looked: set[str] = set()
-        self._saving = False
+        self._n_saving = 0
+        #: Whether to save again afterwards: what changed since may not be in the save under way.
+        self._is_due = False
         self._timer = QTimer(self)
         self._timer.timeout.connect(self.save)
         self._session.annotations_changed.connect(self._watch_layers)
@@ -82,11 +84,17 @@ class Autosaving(QObject):
         if isinstance(application, QApplication):
             application.applicationStateChanged.connect(self._on_application_state)
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether something is on its way to the disk."""
+        return self._n_saving > 0
+
     def save(self) -> None:
-        """Save what has changed, unless that is under way or switched off."""
+        """Save what has changed, unless that is switched off; after the save under way, if there is one."""
         settings = autosave_settings()
         self._timer.setInterval(1000 * settings.interval_s)
-        if settings.enabled and not self._saving:
+        self._is_due = settings.enabled and self.is_saving
+        if settings.enabled and not self.is_saving:
             self._save(list(self._watches.values()))
 
     def restore(self, image_key: str) -> None:
@@ -164,7 +172,7 @@ class Autosaving(QObject):
                 changed.append((watch, painted, work))
         if not changed:
             return
-        self._saving = True
+        self._n_saving += 1
         tasks = [(watch.keeper, painted, work) for watch, painted, work in changed]
         job = self._bench.job(partial(save_all, tasks), "saving strokes", exclusive=False, to_the_end=True)
         job.received.connect(lambda event: self._on_saved(changed[event.number][0], event))
@@ -182,7 +190,9 @@ class Autosaving(QObject):
                                                        "warning"))
 
     def _on_saving_ended(self, _: Any) -> None:
-        self._saving = False
+        self._n_saving -= 1
+        if self._is_due and not self.is_saving:
+            self.save()
 
     def _on_application_state(self, state: Qt.ApplicationState) -> None:
         if state != Qt.ApplicationState.ApplicationActive:

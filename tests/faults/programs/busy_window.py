@@ -88,7 +88,7 @@ class BusyWindow:
         self.wait_for_save()
 
     def wait_for_save(self) -> None:
-        if self.bench.autosaving._saving:
+        if self.bench.autosaving.is_saving:
             self.later(self.wait_for_save, 5)
             return
         self.tell("saved")
