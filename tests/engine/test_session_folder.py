@@ -327,6 +327,14 @@ def test_sessions_are_found_by_image_newest_first_and_by_the_beginning_of_their_
         find_session("202001")
 
 
+def test_of_sessions_saved_within_a_second_the_last_is_the_newest() -> None:
+    """Strokes that replace others: what the person saw last is what is offered."""
+    paths = [new_session(card_of().image) for _ in range(6)]
+    for path in paths:
+        saved(path, scribbled())
+    assert [session.path for session in list_sessions(card_of().image)[0]] == paths[::-1]
+
+
 def test_the_newest_sessions_of_an_image_are_never_deleted_by_themselves() -> None:
     card, long_ago = card_of(), datetime.now(UTC) - timedelta(days=KEPT_DAYS + 1)
     for number in range(KEPT_PER_IMAGE + 2):

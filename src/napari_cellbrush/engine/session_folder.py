@@ -225,7 +225,8 @@ class SessionWriter:
                             format=FORMAT, version=__version__)
         if self._card is not None and card == self._card.replace(saved=""):
             return self._card
-        card = card.replace(saved=datetime.now(UTC).isoformat(timespec="seconds"))
+        # Strokes that replace others are saved in the same second as those: the newest of both is offered.
+        card = card.replace(saved=datetime.now(UTC).isoformat(timespec="microseconds"))
         self._write_card(card)
         self._remove(_hashes(before.values()) - _hashes(card.labels.values()))
         self._card = card

@@ -65,7 +65,7 @@ def list_sessions(image: ImageIdentity | None = None) -> tuple[list[SavedSession
             found.append(SavedSession(file.parent, read_card(file.parent)))
         except SessionFileError as error:
             errors.append(error)
-    found.sort(key=lambda session: session.card.saved, reverse=True)
+    found.sort(key=lambda session: session.card.saved_at, reverse=True)
     if image is not None:
         # The same file first, then copies of it.
         found.sort(key=lambda session: session.card.image.path != image.path)
@@ -122,7 +122,7 @@ def remove_session(session: SavedSession) -> None:
 
 def tidy(image: ImageIdentity) -> list[Path]:
     """Delete the sessions of an image that are older than :data:`KEPT_DAYS`, but never its newest few; which."""
-    sessions = sorted(list_sessions(image)[0], key=lambda session: session.card.saved, reverse=True)
+    sessions = sorted(list_sessions(image)[0], key=lambda session: session.card.saved_at, reverse=True)
     before = datetime.now(UTC) - timedelta(days=KEPT_DAYS)
     old = [session for session in sessions[KEPT_PER_IMAGE:] if session.card.saved_at < before]
     for session in old:

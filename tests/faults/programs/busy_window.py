@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from functools import partial
 from typing import Any
 
 import napari
@@ -83,23 +84,26 @@ class BusyWindow:
             self.layer.paint((row, column), int(self.random.integers(0, 4)))
         else:
             getattr(self.layer, action)()
-        self.tell("now")
+        state = self.tell("now")
         self.bench.autosaving.save()
-        self.wait_for_save()
+        self.wait_for_save(state)
 
-    def wait_for_save(self) -> None:
+    def wait_for_save(self, state: str) -> None:
+        """What is saved is what was told before: the layer may have been replaced since."""
         if self.bench.autosaving.is_saving:
-            self.later(self.wait_for_save, 5)
+            self.later(partial(self.wait_for_save, state), 5)
             return
-        self.tell("saved")
+        print("saved", state, flush=True)
         self.later(self.act, int(self.random.integers(1, 40)))
 
     def close(self) -> None:
         self.tell("closing")
         self.viewer.close()
 
-    def tell(self, what: str) -> None:
-        print(what, hashlib.sha256(self.layer.data.tobytes()).hexdigest(), flush=True)
+    def tell(self, what: str) -> str:
+        state = hashlib.sha256(self.layer.data.tobytes()).hexdigest()
+        print(what, state, flush=True)
+        return state
 
 
 if __name__ == "__main__":
