@@ -45,7 +45,7 @@ def take() -> None:
         demo._paint()
         picture(demo, "strokes")
         bench.live.switch(True)
-        demo._wait_until(lambda: session.live.notice.text.startswith("Follows"), 300)
+        demo._wait_until(lambda: bench.live.answered and not bench.live._inbox.is_behind, 300)
         picture(demo, "live")
         bench.live.switch(False)
         demo._wait_until(lambda: not session.live.busy, 120)
