@@ -11,6 +11,7 @@ import weakref
 
 import numpy as np
 import pytest
+import tifffile
 from napari import Viewer
 from qtpy.compat import isalive
 from qtpy.QtTest import QTest
@@ -185,6 +186,44 @@ def test_a_window_closed_in_mid_run_ends_its_process_quickly_and_quietly(moment,
     assert seconds < 20
     for noise in ("Traceback", "deleted", "Destroyed while", "QThread", "terminate"):
         assert noise not in found.stderr, found.stderr
+
+
+def test_a_window_closed_while_a_file_is_written_leaves_the_whole_file(tmp_path):
+    script = tmp_path / "close.py"
+    script.write_text(_CLOSE_WHILE_WRITING)
+    found = subprocess.run([sys.executable, str(script), str(tmp_path / "mask.tif")], capture_output=True, text=True,
+                           timeout=120)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert np.array_equal(tifffile.imread(tmp_path / "mask.tif"), np.arange(2500).reshape(50, 50))
+
+
+_CLOSE_WHILE_WRITING = """
+import sys, time
+from pathlib import Path
+import napari, numpy as np
+from qtpy.QtCore import QTimer
+from napari_cellbrush.export import mask_tiff
+from napari_cellbrush.napari_ui.workbench import workbench_for
+
+save_mask = mask_tiff.save_mask
+
+def slowly(*arguments, **named):
+    time.sleep(3)
+    return save_mask(*arguments, **named)
+
+mask_tiff.save_mask = slowly
+viewer = napari.Viewer(show=True)
+bench = workbench_for(viewer)
+viewer.add_labels(np.arange(2500).reshape(50, 50))
+
+def export():
+    bench.exporting.start(bench.session.masks[0], Path(sys.argv[1]), "YX", overwrite=False)
+    assert bench.session.export.busy
+    QTimer.singleShot(300, viewer.close)
+
+QTimer.singleShot(200, export)
+napari.run()
+"""
 
 
 _CLOSE_IN_MID_RUN = """

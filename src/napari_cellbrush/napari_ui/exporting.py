@@ -91,7 +91,7 @@ class Exporting(QObject):
             self._run.end(str(error), "error")
             return
         self._run.begin(f"Writing {path.name}…")
-        self._job = self._bench.job(partial(runs.export, task), "exporting", exclusive=False)
+        self._job = self._bench.job(partial(runs.export, task), "exporting", exclusive=False, to_the_end=True)
         self._job.finished.connect(partial(self._on_finished, mask.key, task))
         self._job.failed.connect(self._on_failed)
         self._job.start()

@@ -80,7 +80,7 @@ class FineTuning(QObject):
             name = name or self.unsaved.name
             self._run.begin(f"Saving '{name}'…")
             work = partial(runs.save_again, self.unsaved, name)
-            self._launch(self._bench.job(work, "saving the model", exclusive=False))
+            self._launch(self._bench.job(work, "saving the model", exclusive=False, to_the_end=True))
 
     def discard(self) -> None:
         """Forget a model that is only in memory."""
