@@ -216,7 +216,12 @@ class Settled:
     generation: int
 
 
-ContinuousEvent = StrokesTaken | NothingToLearn | ContinuousStep | ContinuousScored | Improved | Settled
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing is computed for the moment: whoever wants the device may have it."""
+
+
+ContinuousEvent = StrokesTaken | NothingToLearn | ContinuousStep | ContinuousScored | Improved | Settled | Waiting
 
 
 @dataclass(frozen=True)

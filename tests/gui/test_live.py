@@ -11,7 +11,7 @@ from napari_cellbrush.engine import continuous
 from napari_cellbrush.engine.annotation import Split, collect_annotation
 from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.events import ContinuousScored, Improved, StrokesTaken
+from napari_cellbrush.events import ContinuousScored, ContinuousStep, Improved, StrokesTaken
 from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.workbench import workbench_for
 
@@ -274,11 +274,19 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
     person.click(workspace.segment.run.button)
     person.wait(lambda: not session.segmentation.busy)
     assert session.segmentation.notice.kind == "success"
+    assert [layer.name for layer in viewer.layers if layer.visible] == ["cells", "cells classes", "cells annotation"]
 
 
-def test_fine_tuning_on_request_goes_before_learning_beside(viewer, live, workspace, person):
+@pytest.mark.parametrize("learning", ["learns", "rests"])
+def test_fine_tuning_on_request_goes_before_learning_beside(learning, viewer, live, workspace, person):
+    told = []
+    person.wait(lambda: live._learning._job is not None)
+    live._learning._job.received.connect(told.append)
     paint_two_classes(viewer, person, live)
     person.wait(lambda: workspace.session.why_not_train() == "")
+    if learning == "rests":  # three steps are all it makes here
+        person.wait(lambda: [event for event in told if isinstance(event, ContinuousStep) and event.step == 3])
+        QTest.qWait(300)
     workspace.annotate.bench.fine_tuning.start("mine")
     person.wait(lambda: not workspace.session.training.busy)
     assert workspace.session.find_model("mine") is not None

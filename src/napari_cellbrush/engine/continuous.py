@@ -39,6 +39,7 @@ from napari_cellbrush.events import (
     Settled,
     StopToken,
     StrokesTaken,
+    Waiting,
 )
 
 #: Held-out tiles a score looks at: few, because new strokes wait meanwhile.
@@ -135,7 +136,8 @@ def learn_continuously(
     ContinuousEvent
         :class:`StrokesTaken` or :class:`NothingToLearn` for strokes that arrived, then :class:`ContinuousStep`,
         :class:`ContinuousScored`, and :class:`Improved` where the held-out score says so; :class:`Settled` once
-        nothing improves any more. Without enough strokes for a score there is no :class:`Improved`.
+        nothing improves any more, :class:`Waiting` again and again while it is paused or rests. Without enough
+        strokes for a score there is no :class:`Improved`.
 
     Returns
     -------
@@ -154,8 +156,10 @@ def learn_continuously(
             yield run.take_strokes()
         elif pause.held:
             pause.wait(_LOOK_EVERY_S)
+            yield Waiting()
         elif run.is_resting:
             inbox.wait_for_newer(run.generation, _LOOK_EVERY_S)
+            yield Waiting()
         elif run.is_score_due:
             yield from run.score()
         else:

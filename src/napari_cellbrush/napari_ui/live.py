@@ -34,7 +34,6 @@ from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.live_learning import LiveLearning
 from napari_cellbrush.napari_ui.live_runs import KnownFeatures, LiveTask, follow_strokes
 from napari_cellbrush.napari_ui.live_strokes import StrokeWatch
-from napari_cellbrush.napari_ui.result_layers import ResultLayers
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
 
 if TYPE_CHECKING:
@@ -71,7 +70,8 @@ class Live(QObject):
         self._bench = bench
         self._session = bench.session
         self._run = bench.session.live
-        self._results = ResultLayers(bench.book, bench.session)
+        # Shared, so that segmenting hides the live mask as it hides other results.
+        self._results = bench.segmenting.results
         self._subject: _Subject | None = None
         self._known = KnownFeatures()
         self._job: Job | None = None
