@@ -54,6 +54,7 @@ def take() -> None:
         picture(demo, "live")
         bench.live.switch(False)
         demo._wait_until(lambda: not session.live.busy, 120)
+        viewer.layers.remove("colon live")
         demo._workspace.show_tab("finetune")
         session.set_options(segment_after_training=False)
         bench.fine_tuning.start()
