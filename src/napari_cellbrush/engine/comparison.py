@@ -13,10 +13,9 @@ from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.inference import segment_planes
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.tiling import Region, relative_to
 from napari_cellbrush.errors import ModelError
 from napari_cellbrush.events import InferenceEvent, StopToken, TileSegmented
-
-Region = tuple[slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +67,7 @@ def compare(first: Model, second: Model, planes: Planes, index: tuple[int, ...],
         for event in segment_planes(model, planes, config=config, device=device, indices=(index,), region=region,
                                     stop=stop):
             if isinstance(event, TileSegmented):
-                found[event.rows.start - region[0].start : event.rows.stop - region[0].start,
-                      event.columns.start - region[1].start : event.columns.stop - region[1].start] = event.classes
+                found[relative_to((event.rows, event.columns), region)] = event.classes
             yield event
         maps.append(found)
     if stop.stopped:

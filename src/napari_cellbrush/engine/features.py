@@ -29,7 +29,7 @@ from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.predictor import TilePredictor
 from napari_cellbrush.engine.resampling import Resampled
-from napari_cellbrush.engine.tiling import Tile, grid_tiles
+from napari_cellbrush.engine.tiling import Region, Tile, grid_tiles
 
 #: Side of a tile in network pixels; less waits shorter for the first answer, more computes fewer margins.
 TILE_PX = 256
@@ -49,7 +49,6 @@ _LARGEST = 65504.0
 
 #: Plane, and the first row and column of a tile.
 Key = tuple[tuple[int, ...], int, int]
-Region = tuple[slice, slice]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +28,11 @@ from napari_cellbrush.engine.suggestions import (
     strokes_per_class,
     uncertainty,
 )
+from napari_cellbrush.engine.tiling import Region, relative_to
 from napari_cellbrush.events import InferenceEvent, StopToken, TileSegmented
 
 #: Places that are looked for at once.
 N_PLACES = 8
-Region = tuple[slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +132,7 @@ def _answers(model: Model, planes: Planes, index: tuple[int, ...], region: Regio
     for event in segment_planes(model, planes, config=config, device=device, indices=(index,), region=region,
                                 stop=stop):
         if isinstance(event, TileSegmented):
-            place: Any = (slice(None), slice(event.rows.start - rows.start, event.rows.stop - rows.start),
-                          slice(event.columns.start - columns.start, event.columns.stop - columns.start))
-            probabilities[place] = event.probabilities
+            probabilities[:, *relative_to((event.rows, event.columns), region)] = event.probabilities
         yield event
     return None if stop.stopped else ModelAnswers(model.weights_hash, index, region, probabilities)
 

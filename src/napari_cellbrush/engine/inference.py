@@ -27,7 +27,7 @@ from napari_cellbrush.engine.objects import as_bytes
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.predictor import TilePredictor, most_probable, precision_of
 from napari_cellbrush.engine.resampling import Resampled
-from napari_cellbrush.engine.tiling import Tile, plan_tiles
+from napari_cellbrush.engine.tiling import Region, Tile, plan_tiles, relative_to
 from napari_cellbrush.errors import OutOfMemory
 from napari_cellbrush.events import (
     InferenceEvent,
@@ -49,7 +49,6 @@ _LIVE_MAPS = 7
 #: Halving stops at tiles that answer fewer strides than this: almost all their work would be margin.
 _SMALLEST_STRIDES = 2
 
-Region = tuple[slice, slice]
 
 
 def segment_planes(
@@ -263,11 +262,9 @@ def answered_window(source: Resampled, region: Region, geometry: UNetGeometry, t
     # A tile at the region's border may answer a few pixels before or after the part that is asked for.
     top, left = tile.rows.start - tile.top - geometry.margin, tile.columns.start - tile.left - geometry.margin
     found = source.to_image(probabilities[:, top:, left:], tile.rows, tile.columns)
-    (rows, columns), (all_rows, all_columns) = (_wanted(source, region, tile),
-                                                source.image_window(tile.rows, tile.columns))
-    inside = found[:, rows.start - all_rows.start : rows.stop - all_rows.start,
-                   columns.start - all_columns.start : columns.stop - all_columns.start]
-    return (rows, columns), np.ascontiguousarray(inside)
+    wanted = _wanted(source, region, tile)
+    inside = found[:, *relative_to(wanted, source.image_window(tile.rows, tile.columns))]
+    return wanted, np.ascontiguousarray(inside)
 
 
 def _segmented(index: tuple[int, ...], tile: tuple[Region, NDArray[np.float32]], progress: tuple[int, int],

@@ -23,7 +23,7 @@ from napari_cellbrush.engine.metrics import iou_from_confusion
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.predictor import TilePredictor, most_probable
 from napari_cellbrush.engine.resampling import Resampled
-from napari_cellbrush.engine.tiling import Tile, nearest_first
+from napari_cellbrush.engine.tiling import Region, Tile, nearest_first, relative_to
 from napari_cellbrush.events import HeadFitted, LiveEvent, LiveScored, LiveTile, PauseToken, StopToken
 
 #: All rows and columns.
@@ -226,16 +226,15 @@ class _TunedModel:
         self._image = Resampled(planes, model.card.scale_for(model.card.image_diameter_px))
         self._predictor = TilePredictor(fitting, planes.normalisation(), source.device, InferenceConfig())
 
-    def classes(self, index: Index, region: tuple[slice, slice]) -> NDArray[np.uint8]:
+    def classes(self, index: Index, region: Region) -> NDArray[np.uint8]:
         """YX uint8, 1…K, of rows and columns of the image."""
         found = np.zeros([part.stop - part.start for part in region], np.uint8)
         size = self._geometry.input_size_for(TILE_PX + 4)
         for tile in plan_region(self._image, region, self._geometry, None, self._image.network_window(*region), size):
             window = self._image.read_mirrored(index, tile.top, tile.left, tile.height, tile.width)
-            (rows, columns), probabilities = answered_window(self._image, region, self._geometry, tile,
-                                                             self._predictor.predict(window))
-            found[rows.start - region[0].start : rows.stop - region[0].start,
-                  columns.start - region[1].start : columns.stop - region[1].start] = most_probable(probabilities)
+            answered, probabilities = answered_window(self._image, region, self._geometry, tile,
+                                                      self._predictor.predict(window))
+            found[relative_to(answered, region)] = most_probable(probabilities)
         return found
 
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from napari_cellbrush.engine.geometry import UNetGeometry
 
+#: Rows and columns, both with a start and a stop.
+Region = tuple[slice, slice]
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -25,8 +28,14 @@ class Tile:
     width: int
 
 
+def relative_to(part: Region, whole: Region) -> Region:
+    """Where a part of an image lies in an array that holds ``whole`` of it."""
+    rows, columns = (slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, whole, strict=True))
+    return rows, columns
+
+
 def plan_tiles(
-    region: tuple[slice, slice],
+    region: Region,
     geometry: UNetGeometry,
     tile_size: int,
     centre: tuple[float, float] | None = None,
@@ -56,7 +65,7 @@ def plan_tiles(
     return sorted(tiles, key=lambda tile: _distance(tile, centre))
 
 
-def grid_tiles(region: tuple[slice, slice], shape: tuple[int, int], geometry: UNetGeometry, side: int,
+def grid_tiles(region: Region, shape: tuple[int, int], geometry: UNetGeometry, side: int,
                spare_px: int = 0) -> list[Tile]:
     """The tiles of one fixed grid that ``region`` touches, whole: all regions of an image share them.
 

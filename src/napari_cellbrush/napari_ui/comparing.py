@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject
 
 from napari_cellbrush.config import ClassDefinition, DeviceName, InferenceConfig
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.tiling import Region
 from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.events import InferenceEvent, StopToken
 from napari_cellbrush.napari_ui import layers
@@ -33,7 +34,7 @@ class ComparisonTask:
     second: str
     planes: Planes
     index: tuple[int, ...]
-    region: layers.Region
+    region: Region
     config: InferenceConfig
     device_name: DeviceName
 

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 # pyqtgraph takes the Qt binding that is already loaded: qtpy goes first.
-from qtpy.QtCore import QEvent, Qt, QTimer  # isort: skip
-from qtpy.QtGui import QColor, QPalette
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtCore import Qt, QTimer  # isort: skip
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QWidget
 
 import pyqtgraph as pg  # isort: skip
+
+from napari_cellbrush.napari_ui.plot import LOSS_COLOR, SCORE_COLOR, Plot
 
 #: Milliseconds between two redraws.
 REDRAW_MS = 100
 #: Share of the smoothed loss that each step keeps.
 SMOOTHING = 0.9
 HEIGHT_PX = 170
-LOSS_COLOR = "#4c9be8"
-SCORE_COLOR = "#e8873a"
 
 
 class _Series:
@@ -55,14 +55,14 @@ class _SmoothedSeries(_Series):
             super().add(x, self._sum / self._weight)
 
 
-class LearningCurve(QWidget):
+class LearningCurve(Plot):
     """Loss on the left axis (thin: each step, bold: smoothed), score from 0 to 1 on the right one.
 
     The base model's score is a dashed line: points above it say that the strokes helped.
     """
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+        super().__init__("step", HEIGHT_PX, {"left": ("loss", LOSS_COLOR), "right": ("score", SCORE_COLOR)}, parent)
         self._timer = QTimer(self)
         self._timer.setInterval(REDRAW_MS)
         self._timer.setSingleShot(True)
@@ -113,22 +113,7 @@ class LearningCurve(QWidget):
         self._show_score_axis(False)
         self._redraw()
 
-    def changeEvent(self, event: QEvent | None) -> None:
-        """Follow the theme."""
-        super().changeEvent(event)
-        kinds = (QEvent.Type.PaletteChange, QEvent.Type.StyleChange)
-        if event is not None and event.type() in kinds and hasattr(self, "_plot"):
-            self._recolour()
-
     def _build(self) -> None:
-        self._view = pg.PlotWidget(background=None)
-        self._view.setFrameShape(self._view.Shape.NoFrame)
-        self._plot = self._view.getPlotItem()
-        self._plot.setMenuEnabled(False)
-        self._plot.hideButtons()
-        self._plot.setMouseEnabled(x=False, y=False)
-        self._plot.setLabel("bottom", "step")
-        self._plot.getAxis("bottom").setHeight(38)
         self._plot.getAxis("left").enableAutoSIPrefix(False)
         self._plot.setLimits(yMin=0)
         self._build_score_axis()
@@ -136,12 +121,6 @@ class LearningCurve(QWidget):
         self._smoothed_item = self._plot.plot(pen=_pen(LOSS_COLOR, 2.5), antialias=True, connect="finite")
         for item in (self._loss_item, self._smoothed_item):
             item.setDownsampling(auto=True, method="mean")
-        # Half of the topmost number stands above the axis, and a part of "step" below it.
-        self._plot.setContentsMargins(0, 6, 0, 6)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._view)
-        self.setFixedHeight(HEIGHT_PX)
 
     def _build_score_axis(self) -> None:
         """A second view over the first, with its own vertical axis."""
@@ -168,15 +147,9 @@ class LearningCurve(QWidget):
         self._plot.showAxis("right", visible)
 
     def _recolour(self) -> None:
-        text = self.palette().color(QPalette.ColorRole.WindowText)
-        self._plot.getAxis("bottom").setPen(text)
-        self._plot.getAxis("bottom").setTextPen(text)
-        for name, title, color in (("left", "loss", LOSS_COLOR), ("right", "score", SCORE_COLOR)):
-            axis = self._plot.getAxis(name)
-            axis.setPen(text)
-            axis.setTextPen(text)
-            axis.setLabel(title, color=color)
-        self._base_line.label.setColor(text)
+        super()._recolour()
+        if hasattr(self, "_base_line"):
+            self._base_line.label.setColor(self._text_colour())
 
     def _redraw_soon(self) -> None:
         if not self._timer.isActive():

@@ -10,6 +10,7 @@ from napari.layers import Image, Labels, Layer
 from qtpy.QtCore import QObject
 
 from napari_cellbrush.engine.suggestions import REACH_PX, Place, Slip
+from napari_cellbrush.engine.tiling import Region
 from napari_cellbrush.errors import AnnotationError, CellbrushError
 from napari_cellbrush.events import InferenceEvent, TileSegmented
 from napari_cellbrush.napari_ui import layers
@@ -181,15 +182,10 @@ class Guiding(QObject):
         self._session.annotations_changed.connect(bind_annotations)
 
 
-def window_seen(viewer: Any, layer: Layer, axes: str) -> layers.Region:
+def window_seen(viewer: Any, layer: Layer, axes: str) -> Region:
     """All of a small plane, else the surroundings of what the view shows."""
-    n_more = viewer.dims.ndim - layer.ndim
     shape = layers.planes_of(layer, axes).shape_yx
-    try:
-        seen = layers.visible_region(layer, axes, [axis - n_more for axis in viewer.dims.displayed])
-    except AnnotationError:
-        seen = None
-    seen = seen or (slice(0, shape[0]), slice(0, shape[1]))
+    seen = layers.region_in_sight(layer, axes, viewer.dims) or (slice(0, shape[0]), slice(0, shape[1]))
     rows, columns = (_around((part.start + part.stop) // 2, size) for part, size in zip(seen, shape, strict=True))
     return rows, columns
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from napari_cellbrush.config import ClassDefinition, DeviceName, InferenceConfig
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.tiling import Region
 from napari_cellbrush.events import InferenceEvent, StopToken
 from napari_cellbrush.napari_ui.runs import load_torch
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.features import FeatureSource
-    from napari_cellbrush.engine.guide import Guide, ModelAnswers, Region
+    from napari_cellbrush.engine.guide import Guide, ModelAnswers
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from napari_cellbrush.config import ClassDefinition
 from napari_cellbrush.engine.axes import AXIS_NAMES, PixelSize, guess_axes
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.tiling import Region
 from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError
 
 #: Where a layer's metadata say what this plugin knows about it.
@@ -32,7 +33,6 @@ BACKGROUND_ALPHA = 0.25
 _COUNT_BLOCK_ROWS = 512
 
 Index = tuple[int, ...]
-Region = tuple[slice, slice]
 
 
 # ------------------------------------------------------------------------------------------------- images
@@ -251,6 +251,19 @@ def visible_region(layer: Layer, axes: str, displayed: Sequence[int]) -> Region 
         raise AnnotationError(f"The image '{layer.name}' lies outside the view", "Move the view onto it, or choose "
                               "another scope")
     return rows, columns
+
+
+def region_in_sight(layer: Layer, axes: str, dims: Any) -> Region | None:
+    """The same for a viewer's dims, and None where the image lies outside the view as well."""
+    try:
+        return visible_region(layer, axes, displayed_axes(layer, dims))
+    except AnnotationError:
+        return None
+
+
+def displayed_axes(layer: Layer, dims: Any) -> list[int]:
+    """The layer's axes that the view shows; napari lays the last axes of all layers on each other."""
+    return [axis - dims.ndim + layer.ndim for axis in dims.displayed]
 
 
 def centre_of(region: Region) -> tuple[float, float]:

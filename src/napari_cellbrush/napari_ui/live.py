@@ -19,7 +19,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_cellbrush.config import MADE_BY_LIVE, DeviceName, LiveConfig
 from napari_cellbrush.engine.live_inbox import HeldOutStrokes, Index, LiveInbox, Strokes, TunedAnswer, View
-from napari_cellbrush.errors import AnnotationError, CellbrushError
+from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.events import (
     ContinuousScored,
     HeadFitted,
@@ -287,11 +287,7 @@ class Live(QObject):
         if layer is None:
             return None
         dims, axes = viewer.dims, self._subject.axes
-        n_more = dims.ndim - layer.ndim
-        try:
-            region = layers.visible_region(layer, axes, [axis - n_more for axis in dims.displayed])
-        except AnnotationError:  # the image lies outside the view
-            return None
+        region = layers.region_in_sight(layer, axes, dims)
         if region is None:
             return None
         return View(layers.plane_index(layer, axes, dims.point), *region)

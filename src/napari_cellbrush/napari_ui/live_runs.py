@@ -10,13 +10,11 @@ from napari_cellbrush.config import ClassDefinition, DeviceName, LiveConfig, Tra
 from napari_cellbrush.engine.live_inbox import LiveInbox
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.events import ContinuousEvent, LiveEvent, PauseToken, StopToken
-from napari_cellbrush.napari_ui.runs import LibraryFound, load_torch, read_library
-from napari_cellbrush.session import SCRATCH
+from napari_cellbrush.napari_ui.runs import LibraryFound, load_torch, read_base, read_library
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.continuous import StrokeInbox
     from napari_cellbrush.engine.features import FeatureSource
-    from napari_cellbrush.engine.model import Model
 
 
 @dataclass(eq=False)
@@ -63,17 +61,10 @@ def _features(task: LiveTask, stop: StopToken) -> FeatureSource:
     from napari_cellbrush.engine.features import FeatureSource
 
     device = choose_device(task.device_name)
-    base = _base(task.base, task.classes, task.planes.n_channels, task.training_config)
+    base = read_base(task.base, task.classes, task.planes.n_channels, task.training_config)
     diameter = object_diameter(base, [task.planes], task.diameter_px, device, stop)
     return FeatureSource(base, task.planes, base.card.scale_for(diameter), device,
                          task.config.feature_memory_mb * 2**20)
-
-
-def _base(name: str, classes: tuple[ClassDefinition, ...], n_channels: int, config: TrainingConfig) -> Model:
-    from napari_cellbrush.engine.model_file import find_model, read_model
-    from napari_cellbrush.engine.training import scratch_model
-
-    return scratch_model(classes, n_channels, config) if name == SCRATCH else read_model(find_model(name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +89,7 @@ def learn_strokes(task: LearnTask, stop: StopToken) -> Generator[ContinuousEvent
     from napari_cellbrush.engine.device import choose_device
     from napari_cellbrush.engine.model_file import add_to_library
 
-    base = _base(task.base, task.classes, task.images[0].n_channels, task.config)
+    base = read_base(task.base, task.classes, task.images[0].n_channels, task.config)
     model = yield from learn_continuously(base, task.images, task.inbox, task.config, classes=task.classes,
                                           device=choose_device(task.device_name), stop=stop, pause=task.pause,
                                           name=task.name)

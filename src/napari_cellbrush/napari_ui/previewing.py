@@ -15,7 +15,7 @@ from qtpy.QtCore import QObject, QTimer
 
 from napari_cellbrush.config import ObjectsConfig
 from napari_cellbrush.engine.accepted import Accepted
-from napari_cellbrush.errors import AnnotationError, CellbrushError
+from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
 
@@ -86,10 +86,7 @@ class Previewing(QObject):
             session.segmentation.say(str(error), "error")
             return None
         dims = self._bench.book.viewer.dims
-        try:
-            region = layers.visible_region(layer, axes, [axis - dims.ndim + layer.ndim for axis in dims.displayed])
-        except AnnotationError:
-            region = None  # out of sight: nothing to be quick about
+        region = layers.region_in_sight(layer, axes, dims)  # out of sight there is nothing to be quick about
         index = layers.plane_index(layer, axes, dims.point)
         return runs.PreviewTask(answers, session.inference_config.objects, index, region, earlier, self._accepted)
 

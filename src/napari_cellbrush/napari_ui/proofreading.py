@@ -499,8 +499,7 @@ class Proofreading(QObject):
 
     def _displayed(self) -> list[int]:
         """The layer's axes that the view shows."""
-        dims = self._book.viewer.dims
-        return [axis - dims.ndim + self._layer.ndim for axis in dims.displayed] if self._layer is not None else []
+        return layers.displayed_axes(self._layer, self._book.viewer.dims) if self._layer is not None else []
 
     def _plane(self) -> NDArray[Any]:
         plane: NDArray[Any] = layers.in_engine_order(self._corrected.data, self._axes)[self._index()]

@@ -256,17 +256,22 @@ class Tuned:
     save_problem: str = ""
 
 
+def read_base(name: str, classes: tuple[ClassDefinition, ...], n_channels: int, config: TrainingConfig) -> Model:
+    """The model that learning begins with: one of the library, or random weights of the shape in ``config``."""
+    from napari_cellbrush.engine.model_file import find_model, read_model
+    from napari_cellbrush.engine.training import scratch_model
+
+    return scratch_model(classes, n_channels, config) if name == SCRATCH else read_model(find_model(name))
+
+
 def fine_tune(task: TrainingTask, stop: StopToken) -> Generator[TrainingEvent, None, Tuned]:
     """Train on strokes and put the model into the library."""
     load_torch()
     from napari_cellbrush.engine.device import choose_device
-    from napari_cellbrush.engine.model_file import add_to_library, find_model, read_model
-    from napari_cellbrush.engine.training import scratch_model, train
+    from napari_cellbrush.engine.model_file import add_to_library
+    from napari_cellbrush.engine.training import train
 
-    if task.base == SCRATCH:
-        base = scratch_model(task.classes, task.images[0].n_channels, task.config)
-    else:
-        base = read_model(find_model(task.base))
+    base = read_base(task.base, task.classes, task.images[0].n_channels, task.config)
     result = yield from train(base, task.images, task.taught(), task.config, classes=task.classes,
                               device=choose_device(task.device_name), stop=stop, name=task.name,
                               state_file=_state_file(task))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
 from napari_cellbrush.engine.accepted import Accepted
+from napari_cellbrush.engine.tiling import Region
 from napari_cellbrush.errors import AnnotationError, CellbrushError
 from napari_cellbrush.events import InferenceStarted, TileSegmented, TileSizeReduced
 from napari_cellbrush.napari_ui import layers, runs
@@ -127,15 +128,11 @@ class Segmenting(QObject):
             centre=layers.centre_of(region) if region else None,
             diameter_px=self._diameters.get((image.key, self._session.model), 0.0))
 
-    def _visible_region(self, layer: Layer, image: ImageEntry, required: bool) -> layers.Region | None:
+    def _visible_region(self, layer: Layer, image: ImageEntry, required: bool) -> Region | None:
         dims = self._bench.book.viewer.dims
-        n_more = dims.ndim - layer.ndim
-        try:
-            return layers.visible_region(layer, image.axes, [axis - n_more for axis in dims.displayed])
-        except AnnotationError:
-            if required:
-                raise
-            return None
+        if required:
+            return layers.visible_region(layer, image.axes, layers.displayed_axes(layer, dims))
+        return layers.region_in_sight(layer, image.axes, dims)
 
     def _with_earlier(self, target: runs.SegmentationTarget, sheet: Sheet) -> runs.SegmentationTarget:
         """What is known of the rest of the planes, which objects that reach into it need."""
