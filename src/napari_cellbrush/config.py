@@ -178,6 +178,8 @@ class TrainingConfig(Settings):
                                   "to a size the network can take.", unit="px", ge=128, le=1024)
     dropout: float = _setting(0.0, "Dropout", "Share of features hidden at random at the end of the contracting "
                               "path.", ge=0, le=0.5)
+    fit_head: bool = _setting(True, "Fit the head first", "Where the base does not know all classes, fit its last "
+                              "layer to the strokes before anything else learns.")
     warmup_steps: int = _setting(10, "Warm-up", "Steps over which the learning rate rises from zero.", unit="steps",
                                  ge=0, le=10_000)
     gradient_clip: float = _setting(1.0, "Gradient clip", "Largest norm of the gradient; 0 switches it off.",

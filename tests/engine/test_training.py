@@ -79,6 +79,20 @@ def test_training_learns_what_the_strokes_say(scratch: Model) -> None:
     assert result.score > 0.7
 
 
+def test_classes_that_the_base_does_not_know_begin_with_a_fitted_head(scratch: Model) -> None:
+    image, inside = blobs()
+    config = TINY.replace(max_steps=60, learning_rate=3e-3, patience=0)
+    base = run(scratch, image, strokes(inside), config)[1].model
+    events, _ = run(base, image, strokes(inside), TINY.replace(max_steps=1),
+                    classes=classes_from_names(["sky", "star"]))
+    (step,) = (event for event in events if isinstance(event, TrainingStep))
+    # A random head begins around log 2, wherever it points.
+    assert step.loss < 0.5 * np.log(2)
+    events, _ = run(base, image, strokes(inside), TINY.replace(max_steps=1, fit_head=False),
+                    classes=classes_from_names(["sky", "star"]))
+    assert next(event.loss for event in events if isinstance(event, TrainingStep)) > step.loss
+
+
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(scratch: Model) -> None:
     image, inside = blobs()
     config = TINY.replace(dropout=0.3)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from napari_cellbrush.config import NetworkConfig, TrainingConfig, classes_from_names
 from napari_cellbrush.engine import held_out, training_state
 from napari_cellbrush.engine.device import Device
+from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.training import TrainingResult, scratch_model, train
 from napari_cellbrush.engine.training_state import read_outline, read_state
@@ -52,10 +53,11 @@ def scene() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 
 
 def start(config: TrainingConfig = CONFIG, state_file: Path | None = None, stop: StopToken | None = None,
-          labels: Any = None) -> Any:
+          labels: Any = None, base: Model | None = None) -> Any:
     image, painted = scene()
-    return train(scratch_model(TWO, 1, config), [Planes(image, "YX", "cells")], [painted if labels is None else labels],
-                 config, classes=TWO, device=CPU, state_file=state_file, stop=stop, name="mine")
+    return train(base or scratch_model(TWO, 1, config), [Planes(image, "YX", "cells")],
+                 [painted if labels is None else labels], config, classes=TWO, device=CPU, state_file=state_file,
+                 stop=stop, name="mine")
 
 
 def run(config: TrainingConfig = CONFIG, state_file: Path | None = None, stop_after: int = 0,
@@ -110,6 +112,14 @@ def test_every_kind_of_run_can_be_continued_more_than_once(tmp_path: Path, chang
     assert read_outline(tmp_path / "state").step == 2
     whole, result = run(config)[1], run(config, tmp_path / "state")[1]
     assert (result.model.weights_hash, result.n_steps) == (whole.model.weights_hash, whole.n_steps)
+
+
+def test_a_head_that_was_fitted_first_is_not_fitted_again(tmp_path: Path) -> None:
+    base = scratch_model(classes_from_names(["sky", "star"]), 1, CONFIG)
+    base = Model(base.network, base.card.replace(n_steps=1))
+    run(state_file=tmp_path / "state", stop_after=3, base=base)
+    result = run(state_file=tmp_path / "state", base=base)[1]
+    assert result.model.weights_hash == run(base=base)[1].model.weights_hash
 
 
 def test_a_continued_run_brings_its_curve_along(tmp_path: Path) -> None:

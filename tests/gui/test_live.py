@@ -7,12 +7,23 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
+from napari_cellbrush.config import TrainingConfig
 from napari_cellbrush.engine import continuous
 from napari_cellbrush.engine.annotation import Split, collect_annotation
 from napari_cellbrush.engine.inference import segment_array
+from napari_cellbrush.engine.model_file import find_model, list_models, read_model
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.events import ContinuousScored, ContinuousStep, Improved, StrokesTaken
+from napari_cellbrush.events import (
+    ContinuousScored,
+    ContinuousStep,
+    Improved,
+    NothingToLearn,
+    PauseToken,
+    StopToken,
+    StrokesTaken,
+)
 from napari_cellbrush.napari_ui import layers
+from napari_cellbrush.napari_ui.live_runs import LearnTask, learn_strokes
 from napari_cellbrush.napari_ui.workbench import workbench_for
 
 
@@ -266,8 +277,12 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
     person.wait(lambda: np.array_equal(mask(viewer), expected))
     made = layers.note_of(viewer.layers["cells live"])["provenance"]
     assert (made["made_by"], made["base"], made["classes"]) == ("live", "tiny", ["background", "cell", "boundary"])
+    # On the disk already: the window may close now.
+    kept_file = find_model("cells live")
+    assert read_model(kept_file).weights_hash == tuned.weights_hash
     person.click(workspace.annotate.live.button)
     person.wait(lambda: session.model == "cells live")
+    assert find_model("cells live") == kept_file
     assert "saved as 'cells live'" in session.live.notice.text
     (kept,) = session.timeline
     assert (kept.name, kept.n_strokes) == ("cells live", 2)
@@ -275,6 +290,36 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
     person.wait(lambda: not session.segmentation.busy)
     assert session.segmentation.notice.kind == "success"
     assert [layer.name for layer in viewer.layers if layer.visible] == ["cells", "cells classes", "cells annotation"]
+
+
+def test_the_library_holds_the_newest_better_model_and_none_of_strokes_that_are_gone(image, tiny, tuned,
+                                                                                    monkeypatch, small_disk):
+    better = Improved(1, 1, tuned, 0.9, None, 0.2)
+
+    def learn(*_, **__):
+        yield better
+        yield NothingToLearn(2, "no strokes")
+        yield better
+        yield better
+        return tuned
+
+    def own():
+        return [entry.name for entry in list_models() if not entry.bundled and entry.name.startswith("cells live")]
+
+    monkeypatch.setattr(continuous, "learn_continuously", learn)
+    task = LearnTask(tiny, (Planes(image, "YX"),), tuned.card.classes, TrainingConfig(), "cpu",
+                     continuous.StrokeInbox(), PauseToken(), "cells live")
+    learning = learn_strokes(task, StopToken())
+    found = []
+    for _ in range(4):
+        with small_disk(1000 if len(found) == 3 else 10**9):  # a full disk keeps nobody from learning
+            next(learning)
+        found.append(own())
+    assert found == [["cells live"], [], ["cells live"], ["cells live"]]
+    with pytest.raises(StopIteration) as end:
+        next(learning)
+    assert end.value.value.name == "cells live"
+    assert own() == ["cells live"]
 
 
 @pytest.mark.parametrize("learning", ["learns", "rests"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from napari_cellbrush.config import TrainingConfig
 from napari_cellbrush.engine.device import Device, autocast, is_out_of_memory
 from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.model import Model, class_logits
+from napari_cellbrush.engine.probe import fit_head
 from napari_cellbrush.engine.training_state import PartState, cloned, copy_into
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import OutOfMemory, TrainingDiverged
@@ -89,6 +91,11 @@ class Learner:
             self._schedule.step()
             self._average()
         return loss
+
+    def fit_head(self, batches: Iterable[tuple[Tensor, Tensor, Tensor | None]], n_classes: int) -> None:
+        """Fit the last layer alone, in one go, before the first step; see :mod:`.probe`."""
+        fit_head(self.network, batches, n_classes, self.device)
+        self.averaged.head.load_state_dict(self.network.head.state_dict())
 
     def expect(self, n_steps: float) -> None:
         """How many steps there will be: fewer than planned, if the time is short. The rate then falls sooner."""

@@ -56,7 +56,7 @@ class ModelEntry:
 # ---------------------------------------------------------------------------------------------- one file
 
 
-def save_model(model: Model, path: Path | str, *, half: bool = False) -> Path:
+def save_model(model: Model, path: Path | str, *, half: bool = False, overwrite: bool = False) -> Path:
     """Write a model; the file appears whole or not at all.
 
     Parameters
@@ -67,6 +67,8 @@ def save_model(model: Model, path: Path | str, *, half: bool = False) -> Path:
         A new file, called something.safetensors.
     half
         Store the convolutions as float16, which halves the file and rounds the weights.
+    overwrite
+        Whether a file of that name may be replaced, in one step.
 
     Raises
     ------
@@ -82,7 +84,7 @@ def save_model(model: Model, path: Path | str, *, half: bool = False) -> Path:
     metadata = {"format": str(FORMAT), "cellbrush": model.card.model_dump_json()}
     if len(metadata["cellbrush"].encode()) > MAX_HEADER_BYTES // 2:
         raise ModelFileError(f"The card of the model '{model.card.name}' is too long", "Shorten its description")
-    with written_whole(path, error=ModelFileError) as hidden:
+    with written_whole(path, overwrite=overwrite, error=ModelFileError) as hidden:
         try:
             save_file(tensors, hidden, metadata)
         except SafetensorError as error:
@@ -273,16 +275,18 @@ def find_model(name_or_path: str | Path) -> Path:
                          f"Give a {SUFFIX} file, or one of these names: {names}")
 
 
-def add_to_library(model: Model, name: str) -> Path:
+def add_to_library(model: Model, name: str, *, instead_of: Path | None = None) -> Path:
     """Save a model in the user's library; where the name is taken, as name-2, name-3 …
+
+    ``instead_of`` is a model of the library that it replaces, and whose name it takes.
 
     Raises
     ------
     ModelFileError
         If it cannot be written.
     """
-    path = _free_library_path(name)
-    return save_model(Model(model.network, model.card.replace(name=path.stem)), path)
+    path = instead_of or _free_library_path(name)
+    return save_model(Model(model.network, model.card.replace(name=path.stem)), path, overwrite=instead_of is not None)
 
 
 def import_model(path: Path | str) -> Path:

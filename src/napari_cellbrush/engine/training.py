@@ -37,6 +37,8 @@ from napari_cellbrush.engine.model import (
 )
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.probe import N_BATCHES as PROBE_BATCHES
+from napari_cellbrush.engine.probe import needs_head
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.training_state import (
     Outline,
@@ -200,6 +202,8 @@ def _train(
 
     if kept:
         kept.restore({"learner": learner, "patches": patches, "best": best})
+    elif needs_head(base, classes, config):
+        learner.fit_head((patches.next_batch() for _ in range(PROBE_BATCHES)), len(classes))
     elif held_out and base.card.n_steps > 0 and knows_all(base, classes):
         yield BaseScoring(held_out.n_tiles)
         scored = held_out.score(learner.averaged, stop)

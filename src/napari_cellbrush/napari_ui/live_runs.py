@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from napari_cellbrush.config import ClassDefinition, DeviceName, LiveConfig, TrainingConfig
 from napari_cellbrush.engine.live_inbox import LiveInbox
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.events import ContinuousEvent, LiveEvent, PauseToken, StopToken
+from napari_cellbrush.errors import ModelFileError
+from napari_cellbrush.events import (
+    ContinuousEvent,
+    Improved,
+    LiveEvent,
+    NothingToLearn,
+    PauseToken,
+    StopToken,
+    StrokesTaken,
+)
 from napari_cellbrush.napari_ui.runs import LibraryFound, load_torch, read_base, read_library
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.continuous import StrokeInbox
     from napari_cellbrush.engine.features import FeatureSource
+    from napari_cellbrush.engine.model import Model
 
 
 @dataclass(eq=False)
@@ -83,19 +95,60 @@ class LearnTask:
 
 
 def learn_strokes(task: LearnTask, stop: StopToken) -> Generator[ContinuousEvent, None, LiveModel | None]:
-    """Fine-tune on whatever lies in the inbox until stopped; the best model goes to the library then."""
+    """Fine-tune on whatever lies in the inbox until stopped.
+
+    The best model lies in the library all the time: a window may be closed, or a computer fail, at any moment.
+    """
     load_torch()
     from napari_cellbrush.engine.continuous import learn_continuously
     from napari_cellbrush.engine.device import choose_device
-    from napari_cellbrush.engine.model_file import add_to_library
 
     base = read_base(task.base, task.classes, task.images[0].n_channels, task.config)
-    model = yield from learn_continuously(base, task.images, task.inbox, task.config, classes=task.classes,
-                                          device=choose_device(task.device_name), stop=stop, pause=task.pause,
-                                          name=task.name)
-    if model is None:
-        return None
-    return LiveModel(add_to_library(model, task.name).stem, read_library(), model.card.score)
+    kept = _KeptModel(task.name)
+    model = yield from kept.following(learn_continuously(
+        base, task.images, task.inbox, task.config, classes=task.classes, device=choose_device(task.device_name),
+        stop=stop, pause=task.pause, name=task.name))
+    kept.replace(model)
+    return None if model is None else LiveModel(kept.name, read_library(), model.card.score)
+
+
+class _KeptModel:
+    """The best model so far, in the library, as one file that is replaced."""
+
+    def __init__(self, name: str) -> None:
+        self._wanted_name = name
+        self._path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What the library calls it now."""
+        return self._path.stem if self._path else ""
+
+    def following(self, learning: Generator[ContinuousEvent, None, Model | None]
+                  ) -> Generator[ContinuousEvent, None, Model | None]:
+        """Learn, and keep what is better; what was learnt from strokes that are gone, goes too."""
+        while True:
+            try:
+                event = next(learning)
+            except StopIteration as end:
+                return cast("Model | None", end.value)
+            is_void = isinstance(event, NothingToLearn) or (isinstance(event, StrokesTaken) and event.restarted)
+            if is_void or isinstance(event, Improved):
+                # A full disk keeps nobody from learning; the end says it, if it is still full.
+                with suppress(ModelFileError):
+                    self.replace(event.model if isinstance(event, Improved) else None)
+            yield event
+
+    def replace(self, model: Model | None) -> None:
+        """Put a model in the place of the last one, or none."""
+        from napari_cellbrush.engine.model_file import add_to_library
+
+        if model is not None:
+            self._path = add_to_library(model, self._wanted_name, instead_of=self._path)
+        elif self._path is not None:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+            self._path = None
 
 
 @dataclass(frozen=True, eq=False)
