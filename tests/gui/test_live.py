@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from napari_cellbrush.config import TrainingConfig
+from napari_cellbrush.config import LiveConfig, TrainingConfig
 from napari_cellbrush.engine import continuous
+from napari_cellbrush.engine import live as live_loop
 from napari_cellbrush.engine.annotation import Split, collect_annotation
 from napari_cellbrush.engine.inference import segment_array
+from napari_cellbrush.engine.live_inbox import LiveInbox
 from napari_cellbrush.engine.model_file import find_model, list_models, read_model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.events import (
@@ -23,7 +26,13 @@ from napari_cellbrush.events import (
     StrokesTaken,
 )
 from napari_cellbrush.napari_ui import layers
-from napari_cellbrush.napari_ui.live_runs import LearnTask, learn_strokes
+from napari_cellbrush.napari_ui.live_runs import (
+    KnownFeatures,
+    LearnTask,
+    LiveTask,
+    follow_strokes,
+    learn_strokes,
+)
 from napari_cellbrush.napari_ui.workbench import workbench_for
 
 
@@ -290,6 +299,22 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
     person.wait(lambda: not session.segmentation.busy)
     assert session.segmentation.notice.kind == "success"
     assert [layer.name for layer in viewer.layers if layer.visible] == ["cells", "cells classes", "cells annotation"]
+
+
+def test_small_products_are_not_spread_over_threads_while_live_is_on(image, monkeypatch):
+    """Threads of BLAS that wait for each other by spinning take the cores that the window draws with."""
+    def n_threads():
+        return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
+
+    def follow(*_):
+        yield n_threads()
+
+    monkeypatch.setattr(live_loop, "follow", follow)
+    task = LiveTask("", Planes(image, "YX"), (), LiveConfig(), TrainingConfig(), 0, "cpu", LiveInbox(), PauseToken(),
+                    KnownFeatures(object()))
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert list(follow_strokes(task, StopToken())) == [{1}]
+        assert n_threads() == {2}
 
 
 def test_the_library_holds_the_newest_better_model_and_none_of_strokes_that_are_gone(image, tiny, tuned,

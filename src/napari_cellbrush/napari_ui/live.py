@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 #: Milliseconds between two looks at the camera and the mouse.
 PULSE_MS = 40
+#: Milliseconds after which a mask is repainted although not all that is seen is answered yet. A repaint stops the
+#: window for tens of them where the processor draws.
+REPAINT_MS = 300
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,14 @@ class Live(QObject):
         self._mask_axes = ""
         self._view: View | None = None
         self._is_dirty = False
+        #: Whether something that is seen was not answered when the mask was last shown.
+        self._is_behind = False
         #: Generation of the strokes behind the newest answer.
         self.answered = 0
+        self._repaint = QTimer(self)
+        self._repaint.setSingleShot(True)
+        self._repaint.setInterval(REPAINT_MS)
+        self._repaint.timeout.connect(self._show_mask)
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.timeout.connect(lambda: self._bench.after_drag(self._follow))
@@ -137,6 +146,7 @@ class Live(QObject):
         """End everything, because the window closes."""
         self._pulse.stop()
         self._soon.stop()
+        self._repaint.stop()
         self._end_job()
         self._learning.end()
 
@@ -232,6 +242,7 @@ class Live(QObject):
         self._job.start()
 
     def _end_job(self) -> None:
+        self._show_mask()
         self._subject = None
         if self._watch is not None:
             self._watch.close()
@@ -248,6 +259,7 @@ class Live(QObject):
 
     def _on_strokes(self, strokes: Strokes) -> None:
         self._generation = strokes.generation
+        self._is_behind = True
         self._inbox.paint(strokes)
         self._teach()
 
@@ -278,6 +290,7 @@ class Live(QObject):
         view = self._seen()
         if view is not None and view != self._view:
             self._view = view
+            self._is_behind = True
             self._inbox.show(view)
 
     def _seen(self) -> View | None:
@@ -316,6 +329,15 @@ class Live(QObject):
         self._is_dirty = True
 
     def _on_drained(self) -> None:
+        """Show what was written as soon as all that is seen is answered, else after a while."""
+        was_behind, self._is_behind = self._is_behind, self._inbox.is_behind
+        if was_behind and not self._is_behind:
+            self._show_mask()
+        elif self._is_dirty and not self._repaint.isActive():
+            self._repaint.start()
+
+    def _show_mask(self) -> None:
+        self._repaint.stop()
         if self._is_dirty and self._mask is not None:
             self._is_dirty = False
             self._mask.refresh(extent=False, thumbnail=False, highlight=False)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from threadpoolctl import threadpool_limits
+
 from napari_cellbrush.config import ClassDefinition, DeviceName, LiveConfig, TrainingConfig
 from napari_cellbrush.engine.live_inbox import LiveInbox
 from napari_cellbrush.engine.planes import Planes
@@ -64,7 +66,10 @@ def follow_strokes(task: LiveTask, stop: StopToken) -> Generator[LiveEvent, None
     if stop.stopped:
         return  # before anybody knew how large the objects are
     task.known.source = source
-    yield from follow(source, len(task.classes), task.inbox, stop, task.pause)
+    # The threads of numpy's BLAS wait for each other by spinning: beside a window that draws, the small products of a
+    # fit took ten times as long (measured).
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield from follow(source, len(task.classes), task.inbox, stop, task.pause)
 
 
 def _features(task: LiveTask, stop: StopToken) -> FeatureSource:
