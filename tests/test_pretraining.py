@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from napari_cellbrush.engine.model_file import read_model
@@ -69,3 +74,48 @@ def test_the_recipe_trains_goes_on_where_it_ended_and_says_so(packed: Path, tmp_
     first, second = (read_model(tmp_path / folder / "cells.safetensors") for folder in "ab")
     assert (first.card.n_steps, second.card.n_steps) == (2, 4)
     assert first.weights_hash != second.weights_hash
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Iterator[ModuleType]:
+    """The script as a module."""
+    sys.path.insert(0, str(RECIPE))
+    try:
+        yield importlib.import_module("pretrain")
+    finally:
+        sys.path.remove(str(RECIPE))
+
+
+@given(st.integers(0, 300), st.integers(1, 400), st.integers(1, 300))
+def test_patches_stay_inside_the_image_where_it_is_large_enough(recipe: ModuleType, centre: int, side: int,
+                                                               length: int) -> None:
+    moved = recipe._moved_inside(min(centre, length - 1), side, length)
+    reach = recipe._reach(moved, side)
+    if side <= length:
+        assert (reach.min() >= 0, reach.max() < length) == (True, True)
+        assert centre >= length or centre in reach
+    else:
+        assert set(range(length)) <= set(reach)
+
+
+def test_half_of_the_patches_lie_where_objects_touch(recipe: ModuleType, packed: Path) -> None:
+    images = recipe.Images(packed, seed=0)
+    images.random = np.random.default_rng(0)
+    truth = np.ones((200, 200), np.uint16)
+    truth[20:40, 20:30], truth[20:40, 31:40], truth[150:160, 150:160] = 2, 3, 4
+    centres = np.array([images._centre(truth) for _ in range(200)])
+    near_gap = (np.abs(centres[:, 1] - 30) <= 3) & (centres[:, 0] >= 17) & (centres[:, 0] < 43)
+    assert 0.4 < near_gap.mean() < 0.75
+    assert ((centres >= 150) & (centres < 160)).all(axis=1).any()
+
+
+def test_the_gap_between_touching_objects_weighs_most(recipe: ModuleType) -> None:
+    truth = np.ones((60, 60), np.int64)
+    truth[20:40, 10:30], truth[20:40, 31:50], truth[:5] = 2, 3, 0
+    classes, weights = recipe._targets(truth, False)
+    assert classes[0, 0] == weights[0, 0] == 0
+    assert (classes[30, 30], classes[30, 20], classes[30, 29], classes[50, 50]) == (1, 2, 3, 1)
+    assert weights[30, 30] > 3 * weights[50, 50]
+    classes, weights = recipe._targets(np.array([[0, 1, 2, 3]]), True)
+    assert classes.tolist() == [[0, 1, 2, 3]]
+    assert weights[0].tolist() == [0, 1, 1, 1.5]
