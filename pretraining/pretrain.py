@@ -32,6 +32,7 @@ from torch.nn import functional
 from napari_cellbrush.config import DEFAULT_CLASSES, AugmentationConfig, NetworkConfig
 from napari_cellbrush.engine import augment
 from napari_cellbrush.engine.annotation import objects_to_classes
+from napari_cellbrush.engine.border_weights import border_weights
 from napari_cellbrush.engine.device import Device, autocast, choose_device
 from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.model import Model, ModelCard, build_network
@@ -46,10 +47,18 @@ AUGMENTATION = AugmentationConfig(scale_range=0, gain=0.3, offset=0.15, gamma=0.
 OCTAVES = 0.75
 #: Images of tiny objects are not enlarged beyond this.
 MOST_ENLARGED = 3.0
-#: Share of patches around a random object rather than a random pixel: some images are nearly empty.
-ON_OBJECTS = 0.7
+#: Share of patches around a place where objects touch, and around a random object. The rest lie anywhere. Most pixels
+#: of most images are soon learnt; what is learnt last is where one cell ends and the next begins.
+ON_GAPS, ON_OBJECTS = 0.5, 0.3
+#: Share of patches that may reach over the image's edge, where there is nothing to learn but what mirrored images look
+#: like. The others are moved inside, if the image is large enough.
+OVER_EDGE = 0.2
+#: Objects this near to each other, in pixels of the packed image, touch.
+GAP_PX = 3.0
 #: Boundaries are thin: weigh them up, but less than to equality, or they would swallow small cells.
-CLASS_WEIGHTS = torch.tensor([0.0, 1.0, 1.0, 1.5])
+CLASS_WEIGHTS = np.array([0.0, 1.0, 1.0, 1.5], np.float32)
+#: Border weights of the paper (equation 2), narrower because objects are smaller here than there.
+BORDER_WEIGHT, BORDER_SIGMA_PX = 4.0, 2.5
 #: Share of the steps, at the end, in which the rate falls.
 COOLING = 0.4
 #: Share of the steps, at the end, without padding.
@@ -73,9 +82,14 @@ class Plane:
     truth: NDArray[np.uint16]
     diameter: float
 
+    @property
+    def n_objects(self) -> int:
+        """How many objects, or classes, stand in the truth."""
+        return int(np.count_nonzero(np.bincount(self.truth.ravel())[2:]))
+
 
 class Images:
-    """All packed planes in memory, drawn set by set."""
+    """All packed planes in memory, drawn set by set; within a set, planes with many objects more often."""
 
     def __init__(self, path: Path, seed: int) -> None:
         packed = np.load(path, allow_pickle=False)
@@ -83,6 +97,8 @@ class Images:
         for key in sorted(key.removesuffix("/image") for key in packed.files if key.endswith("/image")):
             plane = Plane(packed[f"{key}/image"], packed[f"{key}/truth"], float(packed[f"{key}/diameter"]))
             self._planes[key.split("/")[0]].append(plane)
+        crowds = {name: np.sqrt([plane.n_objects + 1 for plane in planes]) for name, planes in self._planes.items()}
+        self._chances = {name: crowd / crowd.sum() for name, crowd in crowds.items()}
         self._seed = seed
 
     def batch(self, step: int, n: int, size: int) -> tuple[Tensor, Tensor, list[bool]]:
@@ -92,16 +108,18 @@ class Images:
         """
         self.random = np.random.default_rng([self._seed, step])
         names = [str(name) for name in self.random.choice(list(SHARES), size=n, p=np.array(list(SHARES.values())))]
-        windows = [self._window(self._planes[name], size) for name in names]
+        windows = [self._window(self._planes[name][self.random.choice(len(self._chances[name]), p=self._chances[name])],
+                                size) for name in names]
         images, truths = (torch.stack(part) for part in zip(*windows, strict=True))
         return images, truths, [name == "axondeepseg_sem" for name in names]
 
-    def _window(self, planes: list[Plane], size: int) -> tuple[Tensor, Tensor]:
-        plane = planes[self.random.integers(len(planes))]
+    def _window(self, plane: Plane, size: int) -> tuple[Tensor, Tensor]:
         enlarged = min(DIAMETER_PX / plane.diameter * 2 ** self.random.uniform(-OCTAVES, OCTAVES), MOST_ENLARGED)
         side = max(2, round(size / enlarged))
         row, column = self._centre(plane.truth)
         height, width = plane.truth.shape
+        if self.random.random() >= OVER_EDGE:
+            row, column = _moved_inside(row, side, height), _moved_inside(column, side, width)
         rows, columns = _reach(row, side), _reach(column, side)
         grey = self._grey(from_bytes(plane.image[:, _mirror(rows, height)[:, None], _mirror(columns, width)]))
         truth = np.zeros((side, side), np.float32)
@@ -114,17 +132,32 @@ class Images:
                                              mode="nearest-exact")[0, 0].int()
 
     def _centre(self, truth: NDArray[np.uint16]) -> tuple[int, int]:
-        if self.random.random() < ON_OBJECTS and truth.max() > 1:
+        chance = self.random.random()
+        places = np.empty(0, np.intp)
+        if chance < ON_GAPS:
+            gaps = border_weights(_objects(truth), class_weight=0, w0=1, sigma_px=GAP_PX)
+            places = np.flatnonzero(gaps > math.exp(-1))
+        if not len(places) and chance < ON_GAPS + ON_OBJECTS and truth.max() > 1:
             places = np.flatnonzero(truth == self.random.choice(np.unique(truth[truth > 1])))
-            row, column = divmod(int(self.random.choice(places)), truth.shape[1])
-            return row, column
-        return int(self.random.integers(truth.shape[0])), int(self.random.integers(truth.shape[1]))
+        place = int(self.random.choice(places)) if len(places) else int(self.random.integers(truth.size))
+        row, column = divmod(place, truth.shape[1])
+        return row, column
 
     def _grey(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """One random mixture of the channels, near their mean; sometimes inverted."""
         shares = self.random.dirichlet(np.full(len(image), 3.0)).astype(np.float32)
         grey = np.tensordot(shares, image, axes=1).astype(np.float32)
         return -grey if self.random.random() < INVERT else grey
+
+
+def _objects(truth: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Ids of objects from packed truth: 0 is background or unknown."""
+    return np.maximum(truth.astype(np.int64) - 1, 0)
+
+
+def _moved_inside(centre: int, side: int, length: int) -> int:
+    """The centre nearest to this one from which ``side`` pixels fit into ``length``, or the middle."""
+    return min(max(centre, side // 2), length - side + side // 2) if side <= length else length // 2
 
 
 def _reach(centre: int, length: int) -> NDArray[np.int64]:
@@ -190,8 +223,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _batch(images: Images, step: int, arguments: argparse.Namespace, network: UNet,
-           device: Device) -> tuple[Tensor, Tensor]:
-    """Patches B1HW and targets Bhw; sets the network's padding to what fits them."""
+           device: Device) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches B1HW, targets Bhw and their weights Bhw; sets the network's padding to what fits them."""
     padded = step < (1 - UNPADDED) * arguments.steps
     size, n = (PADDED_SIZE, arguments.patches) if padded else (UNPADDED_SIZE, (arguments.patches + 1) // 2)
     _set_padding(network, 1 if padded else 0)
@@ -202,9 +235,10 @@ def _batch(images: Images, step: int, arguments: argparse.Namespace, network: UN
     pixels, truths = augment.apply(drawn, pixels.to(device.torch_device), truths.to(device.torch_device), size,
                                    size if padded else network.geometry.output_size(size))
     # Boundaries are drawn last, so that they are equally thick however much the image was enlarged.
-    targets = [torch.from_numpy(_targets(truth, is_classes))
-               for truth, is_classes in zip(truths.cpu().numpy(), are_classes, strict=True)]
-    return pixels.to(memory_format=torch.channels_last), torch.stack(targets).to(device.torch_device)
+    targets, weights = (torch.from_numpy(np.stack(part)).to(device.torch_device) for part in zip(
+        *(_targets(truth, is_classes) for truth, is_classes in zip(truths.cpu().numpy(), are_classes, strict=True)),
+        strict=True))
+    return pixels.to(memory_format=torch.channels_last), targets, weights
 
 
 def _set_padding(network: UNet, padding: int) -> None:
@@ -213,21 +247,22 @@ def _set_padding(network: UNet, padding: int) -> None:
             module.padding = (padding, padding)
 
 
-def _targets(truth: NDArray[np.int64], is_classes: bool) -> NDArray[np.int64]:
-    """Background 1, cell 2, boundary 3, and 0 where the truth is silent."""
+def _targets(truth: NDArray[np.int64], is_classes: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Background 1, cell 2, boundary 3, and 0 where the truth is silent; and what each pixel weighs."""
     if is_classes:
-        return truth
-    classes = objects_to_classes(np.maximum(truth - 1, 0)).astype(np.int64)
-    return np.where(truth == 0, 0, classes)
+        return truth, CLASS_WEIGHTS[truth]
+    classes = np.where(truth == 0, 0, objects_to_classes(_objects(truth))).astype(np.int64)
+    return classes, border_weights(_objects(truth), known=truth > 0, class_weight=CLASS_WEIGHTS[classes],
+                                   w0=BORDER_WEIGHT, sigma_px=BORDER_SIGMA_PX)
 
 
-def _step(network: UNet, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], device: Device) -> float:
-    pixels, targets = batch
+def _step(network: UNet, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor],
+          device: Device) -> float:
+    pixels, targets, weights = batch
     network.train()
     optimiser.zero_grad(set_to_none=True)
     with autocast(device):
         logits = network(pixels)
-    weights = CLASS_WEIGHTS.to(targets.device)[targets]
     loss = segmentation_loss(logits.float(), targets, "cross_entropy", False, weights)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
