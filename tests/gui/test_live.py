@@ -67,6 +67,10 @@ def mask(viewer):
     return viewer.layers["cells live"].data
 
 
+def visible(viewer):
+    return [layer.name for layer in viewer.layers if layer.visible]
+
+
 def is_answered(live):
     """Whether the mask shows the newest strokes (the image is one tile)."""
     return live.answered == live._generation
@@ -226,6 +230,24 @@ def test_removing_the_image_leaves_live_waiting(viewer, live, person):
     assert "Choose an image" in live._run.notice.text
 
 
+def test_a_stroke_after_a_segmentation_shows_the_live_mask_again_unless_a_person_hid_it(viewer, live, workspace,
+                                                                                        person):
+    def segment():
+        workspace.annotate.bench.segmenting.start()
+        person.wait(lambda: not workspace.session.segmentation.busy)
+
+    paint_two_classes(viewer, person, live)
+    person.wait(lambda: is_answered(live))
+    segment()
+    assert visible(viewer) == ["cells", "cells classes", "cells annotation"]
+    paint(viewer, person, live, 1, [(100, 10), (100, 40)])
+    assert visible(viewer) == ["cells", "cells live", "cells annotation"]
+    viewer.layers["cells live"].visible = False
+    segment()
+    paint(viewer, person, live, 1, [(100, 60), (100, 80)])
+    assert visible(viewer) == ["cells", "cells classes", "cells annotation"]
+
+
 def test_two_windows_do_not_mix(viewer, live, person, image, make_napari_viewer):
     second = make_napari_viewer(show=True)
     second.add_image(image[:, ::-1].copy(), name="cells")
@@ -298,7 +320,7 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
     person.click(workspace.segment.run.button)
     person.wait(lambda: not session.segmentation.busy)
     assert session.segmentation.notice.kind == "success"
-    assert [layer.name for layer in viewer.layers if layer.visible] == ["cells", "cells classes", "cells annotation"]
+    assert visible(viewer) == ["cells", "cells classes", "cells annotation"]
 
 
 def test_small_products_are_not_spread_over_threads_while_live_is_on(image, monkeypatch):

@@ -226,7 +226,7 @@ class Live(QObject):
         layers.note_on(self._mask, provenance={"made_by": MADE_BY_LIVE, "base": subject.base,
                                                "classes": [definition.name for definition in session.classes]})
         # Generations go on from image to image: a late word about strokes never fits the strokes of another image.
-        self._watch = StrokeWatch(strokes, book.viewer.dims, self._generation + 1, self._on_strokes)
+        self._watch = StrokeWatch(strokes, book.viewer.dims, self._generation + 1, self._on_new_strokes)
         self._on_strokes(self._watch.strokes)
         self._on_split(self._split)
         self._inbox.offer(self._tuned)
@@ -256,6 +256,13 @@ class Live(QObject):
         self._fitted, self._scored = None, None
 
     # ------------------------------------------------------------------------------------------- to the job
+
+    def _on_new_strokes(self, strokes: Strokes) -> None:
+        """Whoever paints on after a segmentation wants to see what the stroke does."""
+        image = self._session.find_image(self._subject.image) if self._subject else None
+        if image is not None:
+            self._results.show_live_again(image)
+        self._on_strokes(strokes)
 
     def _on_strokes(self, strokes: Strokes) -> None:
         self._generation = strokes.generation

@@ -73,6 +73,8 @@ class ResultLayers:
         self._edited: set[str] = set()
         #: Classes of the model behind each layer of classes.
         self._classes: dict[str, tuple[ClassDefinition, ...]] = {}
+        #: Live masks that a run has hidden, rather than a person.
+        self._eclipsed: set[str] = set()
         #: Behind each layer of objects.
         self._answers: dict[str, Answers] = {}
         book.removed.connect(lambda key: self._answers.pop(key, None))
@@ -144,6 +146,15 @@ class ResultLayers:
         self._colour(layer, tuple(classes))
         return layer
 
+    def show_live_again(self, image: ImageEntry) -> None:
+        """Show the live mask instead of the results of a run that has hidden it."""
+        key = self._keys.get((image.key, "live"), "")
+        layer = self._book.layer(key)
+        if key in self._eclipsed and layer is not None:
+            self._hide_results_of(image)
+            layer.visible = True
+        self._eclipsed.discard(key)
+
     def holds_whole_of_another(self, image: ImageEntry, model: str) -> bool:
         """Whether a glance at a part of an image would wipe what another model said of all of it."""
         found = [self._book.layer(key) for (image_key, _), key in self._keys.items() if image_key == image.key]
@@ -184,9 +195,11 @@ class ResultLayers:
 
     def _hide_results_of(self, image: ImageEntry) -> None:
         """One kind of result is shown at a time: on top of each other they cannot be told apart."""
-        for (image_key, _), key in self._keys.items():
+        for (image_key, kind), key in self._keys.items():
             layer = self._book.layer(key)
             if image_key == image.key and layer is not None:
+                if kind == "live" and layer.visible:
+                    self._eclipsed.add(key)
                 layer.visible = False
 
     def _on_painted(self, event: Any) -> None:
