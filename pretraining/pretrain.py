@@ -20,6 +20,7 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ MOST_ENLARGED = 3.0
 #: of most images are soon learnt; what is learnt last is where one cell ends and the next begins.
 ON_GAPS, ON_OBJECTS = 0.5, 0.3
 #: Share of patches that may reach over the image's edge, where there is nothing to learn but what mirrored images look
-#: like. The others are moved inside, if the image is large enough.
+#: like. The others are moved inside, but for corners that rotation turns out of the image.
 OVER_EDGE = 0.2
 #: Objects this near to each other, in pixels of the packed image, touch.
 GAP_PX = 3.0
@@ -87,6 +88,12 @@ class Plane:
         """How many objects, or classes, stand in the truth."""
         return int(np.count_nonzero(np.bincount(self.truth.ravel())[2:]))
 
+    @cached_property
+    def gaps(self) -> NDArray[np.intp]:
+        """Where, in the flattened truth, objects touch: the distances to the nearest two sum to below GAP_PX."""
+        nearness = border_weights(_objects(self.truth), class_weight=0, w0=1, sigma_px=GAP_PX)
+        return np.flatnonzero(nearness > math.exp(-1 / 2))
+
 
 class Images:
     """All packed planes in memory, drawn set by set; within a set, planes with many objects more often."""
@@ -101,25 +108,27 @@ class Images:
         self._chances = {name: crowd / crowd.sum() for name, crowd in crowds.items()}
         self._seed = seed
 
-    def batch(self, step: int, n: int, size: int) -> tuple[Tensor, Tensor, list[bool]]:
+    def batch(self, step: int, n: int, size: int, answered: int) -> tuple[Tensor, Tensor, list[bool]]:
         """Source windows B1YX float32, their truth BYX, and whose truth is classes rather than objects.
 
-        The same ones whenever the step is run.
+        The same ones whenever the step is run. ``size`` is the side of the windows in the network's pixels,
+        ``answered`` that of the middle which is learnt from; the rest is room for rotation and margins.
         """
         self.random = np.random.default_rng([self._seed, step])
         names = [str(name) for name in self.random.choice(list(SHARES), size=n, p=np.array(list(SHARES.values())))]
         windows = [self._window(self._planes[name][self.random.choice(len(self._chances[name]), p=self._chances[name])],
-                                size) for name in names]
+                                size, answered) for name in names]
         images, truths = (torch.stack(part) for part in zip(*windows, strict=True))
         return images, truths, [name == "axondeepseg_sem" for name in names]
 
-    def _window(self, plane: Plane, size: int) -> tuple[Tensor, Tensor]:
+    def _window(self, plane: Plane, size: int, answered: int) -> tuple[Tensor, Tensor]:
         enlarged = min(DIAMETER_PX / plane.diameter * 2 ** self.random.uniform(-OCTAVES, OCTAVES), MOST_ENLARGED)
         side = max(2, round(size / enlarged))
-        row, column = self._centre(plane.truth)
+        row, column = self._centre(plane)
         height, width = plane.truth.shape
         if self.random.random() >= OVER_EDGE:
-            row, column = _moved_inside(row, side, height), _moved_inside(column, side, width)
+            inside = round(answered / enlarged)
+            row, column = _moved_inside(row, inside, height), _moved_inside(column, inside, width)
         rows, columns = _reach(row, side), _reach(column, side)
         grey = self._grey(from_bytes(plane.image[:, _mirror(rows, height)[:, None], _mirror(columns, width)]))
         truth = np.zeros((side, side), np.float32)
@@ -131,12 +140,9 @@ class Images:
         return image, functional.interpolate(torch.from_numpy(truth)[None, None], size=(size, size),
                                              mode="nearest-exact")[0, 0].int()
 
-    def _centre(self, truth: NDArray[np.uint16]) -> tuple[int, int]:
-        chance = self.random.random()
-        places = np.empty(0, np.intp)
-        if chance < ON_GAPS:
-            gaps = border_weights(_objects(truth), class_weight=0, w0=1, sigma_px=GAP_PX)
-            places = np.flatnonzero(gaps > math.exp(-1))
+    def _centre(self, plane: Plane) -> tuple[int, int]:
+        chance, truth = self.random.random(), plane.truth
+        places = plane.gaps if chance < ON_GAPS else np.empty(0, np.intp)
         if not len(places) and chance < ON_GAPS + ON_OBJECTS and truth.max() > 1:
             places = np.flatnonzero(truth == self.random.choice(np.unique(truth[truth > 1])))
         place = int(self.random.choice(places)) if len(places) else int(self.random.integers(truth.size))
@@ -230,10 +236,11 @@ def _batch(images: Images, step: int, arguments: argparse.Namespace, network: UN
     _set_padding(network, 1 if padded else 0)
     random = torch.Generator().manual_seed(arguments.seed + 1_000_003 * step)
     source = augment.source_size(AUGMENTATION, size)
-    pixels, truths, are_classes = images.batch(step, n, source)
+    answered = size if padded else network.geometry.output_size(size)
+    pixels, truths, are_classes = images.batch(step, n, source, answered)
     drawn = augment.draw(AUGMENTATION, len(pixels), size, random)
     pixels, truths = augment.apply(drawn, pixels.to(device.torch_device), truths.to(device.torch_device), size,
-                                   size if padded else network.geometry.output_size(size))
+                                   answered)
     # Boundaries are drawn last, so that they are equally thick however much the image was enlarged.
     targets, weights = (torch.from_numpy(np.stack(part)).to(device.torch_device) for part in zip(
         *(_targets(truth, is_classes) for truth, is_classes in zip(truths.cpu().numpy(), are_classes, strict=True)),

@@ -293,6 +293,8 @@ class LiveTile:
     classes: NDArray[np.uint8]
     #: Whether the tuned model gave it, rather than the instant classifier.
     by_tuned: bool
+    #: Whether all that is looked at is answered with it.
+    completes_view: bool
     #: That it took, features that were not known yet included.
     seconds: float
 

@@ -65,14 +65,19 @@ def painted(n: int, skip: int = 0) -> NDArray[np.uint8]:
     return labels
 
 
+def learnt(model: Model) -> Model:
+    """As if it had learnt something."""
+    return Model(model.network, model.card.replace(n_steps=1))
+
+
 class Live:
     """A run that is driven event by event."""
 
-    def __init__(self, config: TrainingConfig = CONFIG, base: Model | None = None) -> None:
+    def __init__(self, config: TrainingConfig = CONFIG, base: Model | None = None, classes: Any = TWO) -> None:
         self.inbox, self.stop, self.pause = StrokeInbox(), StopToken(), PauseToken()
         self.base = base or scratch_model(TWO, 1, config)
         self.events: list[ContinuousEvent] = []
-        self.run = learn_continuously(self.base, [Planes(picture(), "YX")], self.inbox, config, classes=TWO,
+        self.run = learn_continuously(self.base, [Planes(picture(), "YX")], self.inbox, config, classes=classes,
                                       device=CPU, stop=self.stop, pause=self.pause, name="live")
 
     def following(self) -> Any:
@@ -98,6 +103,30 @@ class Live:
         self.stop.stop()
         model: Model | None = run_to_end(self.run, self.events.append)
         return model
+
+
+def test_a_new_class_that_is_painted_later_gets_a_fitted_head_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[frozenset[int]] = []
+    fit_head = Learner.fit_head
+
+    def told(self: Learner, batches: Any, n_classes: int, known: frozenset[int]) -> None:
+        fits.append(known)
+        fit_head(self, batches, n_classes, known)
+
+    monkeypatch.setattr(Learner, "fit_head", told)
+    live = Live(base=learnt(scratch_model(TWO, 1, CONFIG)), classes=classes_from_names(["cell", "sky", "dust"]))
+    live.inbox.put([painted(8)])
+    live.until(ContinuousStep, 2)
+    assert fits == [frozenset({0})]
+    labels = painted(12)
+    live.inbox.put([labels])
+    assert live.until(ContinuousStep).step == 3
+    labels = labels.copy()
+    labels[190:, 20:60:8], labels[190:, 100:140:8] = 3, 3
+    live.inbox.put([labels])
+    assert live.until(ContinuousStep).step == 1
+    assert len(fits) == 2
+    live.end()
 
 
 @pytest.fixture

@@ -6,34 +6,28 @@ import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
-from threadpoolctl import threadpool_info, threadpool_limits
 
-from napari_cellbrush.config import LiveConfig, TrainingConfig
+from napari_cellbrush.config import DEFAULT_CLASSES, TrainingConfig
 from napari_cellbrush.engine import continuous
-from napari_cellbrush.engine import live as live_loop
 from napari_cellbrush.engine.annotation import Split, collect_annotation
 from napari_cellbrush.engine.inference import segment_array
-from napari_cellbrush.engine.live_inbox import LiveInbox
 from napari_cellbrush.engine.model_file import find_model, list_models, read_model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.events import (
     ContinuousScored,
     ContinuousStep,
     Improved,
+    LiveTile,
     NothingToLearn,
     PauseToken,
     StopToken,
     StrokesTaken,
 )
 from napari_cellbrush.napari_ui import layers
-from napari_cellbrush.napari_ui.live_runs import (
-    KnownFeatures,
-    LearnTask,
-    LiveTask,
-    follow_strokes,
-    learn_strokes,
-)
+from napari_cellbrush.napari_ui.live import REPAINT_MS
+from napari_cellbrush.napari_ui.live_runs import KeptModel, LearnTask, learn_strokes
 from napari_cellbrush.napari_ui.workbench import workbench_for
+from napari_cellbrush.napari_ui.worker import one_blas_thread
 
 
 @pytest.fixture
@@ -246,6 +240,12 @@ def test_a_stroke_after_a_segmentation_shows_the_live_mask_again_unless_a_person
     segment()
     paint(viewer, person, live, 1, [(100, 60), (100, 80)])
     assert visible(viewer) == ["cells", "cells classes", "cells annotation"]
+    viewer.layers["cells live"].visible = True
+    segment()
+    for shown in (True, False):
+        viewer.layers["cells live"].visible = shown
+    paint(viewer, person, live, 1, [(100, 90), (100, 110)])
+    assert visible(viewer) == ["cells", "cells classes", "cells annotation"]
 
 
 def test_two_windows_do_not_mix(viewer, live, person, image, make_napari_viewer):
@@ -323,50 +323,98 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
     assert visible(viewer) == ["cells", "cells classes", "cells annotation"]
 
 
-def test_small_products_are_not_spread_over_threads_while_live_is_on(image, monkeypatch):
-    """Threads of BLAS that wait for each other by spinning take the cores that the window draws with."""
-    def n_threads():
-        return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
-
-    def follow(*_):
-        yield n_threads()
-
-    monkeypatch.setattr(live_loop, "follow", follow)
-    task = LiveTask("", Planes(image, "YX"), (), LiveConfig(), TrainingConfig(), 0, "cpu", LiveInbox(), PauseToken(),
-                    KnownFeatures(object()))
-    with threadpool_limits(limits=2, user_api="blas"):
-        assert list(follow_strokes(task, StopToken())) == [{1}]
-        assert n_threads() == {2}
+def test_numpy_has_one_thread_while_live_is_on(live):
+    assert one_blas_thread._n_holding == 1
+    live.switch(False)
+    assert one_blas_thread._n_holding == 0
+    live.switch(True)
+    assert one_blas_thread._n_holding == 1
+    live.close()
+    assert one_blas_thread._n_holding == 0
 
 
-def test_the_library_holds_the_newest_better_model_and_none_of_strokes_that_are_gone(image, tiny, tuned,
-                                                                                    monkeypatch, small_disk):
-    better = Improved(1, 1, tuned, 0.9, None, 0.2)
+def test_the_mask_is_repainted_when_all_in_view_is_answered_or_after_a_while(viewer, live, monkeypatch):
+    repaints = []
+    monkeypatch.setattr(live._mask, "refresh", lambda **_: repaints.append(live._mask.data[0, 0]))
 
-    def learn(*_, **__):
-        yield better
-        yield NothingToLearn(2, "no strokes")
-        yield better
-        yield better
-        return tuned
+    def answer(value, completes_view):
+        place = slice(0, 10), slice(0, 10)
+        live._on_event(LiveTile(live._generation, (), *place, np.full((10, 10), value, np.uint8), False,
+                                completes_view, 0.0))
+        live._on_drained()
 
-    def own():
-        return [entry.name for entry in list_models() if not entry.bundled and entry.name.startswith("cells live")]
+    answer(1, False)
+    assert repaints == []
+    answer(2, True)
+    assert repaints == [2]
+    QTest.qWait(REPAINT_MS + 100)
+    assert repaints == [2]
+    answer(3, False)
+    QTest.qWait(REPAINT_MS + 100)
+    assert repaints == [2, 3]
 
-    monkeypatch.setattr(continuous, "learn_continuously", learn)
-    task = LearnTask(tiny, (Planes(image, "YX"),), tuned.card.classes, TrainingConfig(), "cpu",
-                     continuous.StrokeInbox(), PauseToken(), "cells live")
-    learning = learn_strokes(task, StopToken())
-    found = []
-    for _ in range(4):
-        with small_disk(1000 if len(found) == 3 else 10**9):  # a full disk keeps nobody from learning
-            next(learning)
-        found.append(own())
-    assert found == [["cells live"], [], ["cells live"], ["cells live"]]
-    with pytest.raises(StopIteration) as end:
-        next(learning)
+
+@pytest.fixture
+def learning(image, tiny, monkeypatch):
+    """Runs of learning that yield what the test wants, and what of them lies in the library: name and weights."""
+    kept = KeptModel("cells live")
+
+    def run(events, result):
+        def learn(*_, **__):
+            yield from events
+            return result
+
+        monkeypatch.setattr(continuous, "learn_continuously", learn)
+        task = LearnTask(tiny, (Planes(image, "YX"),), DEFAULT_CLASSES, TrainingConfig(), "cpu",
+                         continuous.StrokeInbox(), PauseToken(), kept)
+        return learn_strokes(task, StopToken())
+
+    def found():
+        return [(entry.name, read_model(entry.path).weights_hash) for entry in list_models()
+                if entry.name.startswith("cells live")]
+
+    return run, found
+
+
+def better(model):
+    return Improved(1, 1, model, 0.9, None, 0.2)
+
+
+def test_the_library_holds_the_newest_better_model_and_none_of_strokes_that_are_gone(learning, tiny_model):
+    run, found = learning
+    one, two, three = (tiny_model("tuned", seed=seed) for seed in (5, 6, 7))
+    events = run([better(one), NothingToLearn(2, "no strokes"), better(two), better(three)], three)
+    seen = [found() for _ in events]
+    assert seen == [[("cells live", one.weights_hash)], [], [("cells live", two.weights_hash)],
+                    [("cells live", three.weights_hash)]]
+    assert found() == seen[-1]
+
+
+def test_learning_that_begins_anew_leaves_no_second_model(learning, tiny_model):
+    run, found = learning
+    first = run([better(tiny_model("tuned", seed=5))], None)
+    next(first)
+    first.close()
+    assert len(found()) == 1
+    second = run([NothingToLearn(1, "no strokes"), better(tiny_model("tuned", seed=6))], None)
+    next(second)
+    assert found() == []
+    next(second)
+    assert [name for name, _ in found()] == ["cells live"]
+
+
+def test_a_full_disk_keeps_nobody_from_learning_and_what_could_be_written_is_the_result(learning, tiny_model,
+                                                                                         small_disk):
+    run, found = learning
+    one, two = (tiny_model("tuned", seed=seed) for seed in (5, 6))
+    events = run([better(one), better(two)], two)
+    next(events)
+    with small_disk(1000):
+        next(events)
+        with pytest.raises(StopIteration) as end:
+            next(events)
+    assert found() == [("cells live", one.weights_hash)]
     assert end.value.value.name == "cells live"
-    assert own() == ["cells live"]
 
 
 @pytest.mark.parametrize("learning", ["learns", "rests"])

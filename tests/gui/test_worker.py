@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from qtpy.QtTest import QTest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from napari_cellbrush.errors import CellbrushError, ImageError, OutOfMemory
 from napari_cellbrush.events import StopToken
-from napari_cellbrush.napari_ui.worker import NICENESS, QUEUE_LENGTH, Job, WorkThread, close_all
+from napari_cellbrush.napari_ui.worker import NICENESS, QUEUE_LENGTH, Job, WorkThread, close_all, one_blas_thread
 
 
 class Ears:
@@ -260,3 +261,16 @@ def test_a_patient_job_lets_others_have_the_device_between_two_events_and_goes_o
     first = order.index("segment")
     assert order[first : first + 3] == ["segment"] * 3
     assert order[-1] == "learn"
+
+
+def test_blas_has_one_thread_while_anybody_holds_it() -> None:
+    def n_threads() -> set[int]:
+        return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        one_blas_thread.hold()
+        one_blas_thread.hold()
+        one_blas_thread.release()
+        assert n_threads() == {1}
+        one_blas_thread.release()
+        assert n_threads() == {2}

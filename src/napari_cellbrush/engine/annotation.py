@@ -60,6 +60,11 @@ class Annotation:
     #: For messages; empty where nobody named them.
     class_names: tuple[str, ...] = ()
 
+    @property
+    def painted_classes(self) -> set[int]:
+        """Numbers of the classes that have a pixel."""
+        return {number for number, count in enumerate(self.pixels_per_class) if count}
+
     @cached_property
     def pixels_per_class(self) -> tuple[int, ...]:
         """Labelled pixels of each class."""
@@ -438,7 +443,7 @@ def hold_out(annotation: Annotation, fraction: float, seed: int) -> Split:
         groups = _Groups(annotation, block)
         for held in _choices(groups, fraction, seed):
             split = _divided(annotation, groups, held)
-            if split.validation and _painted(split.validation) == _painted(annotation) == _painted(split.train):
+            if split.validation and _all_painted(annotation, split.train, split.validation):
                 return split
     return Split(annotation, None, _too_few(annotation, groups.strokes_per_class))
 
@@ -491,7 +496,7 @@ class GrowingHoldOut:
         for plane, mask in zip(annotation.planes, in_held, strict=True):
             self._before[plane.image, plane.index] = plane.labels.copy()
             self._reserved[plane.image, plane.index] = mask
-        if split.validation and _painted(split.validation) == _painted(annotation) == _painted(split.train):
+        if split.validation and _all_painted(annotation, split.train, split.validation):
             return split
         return Split(split.train, None, _too_few(annotation, groups.strokes_per_class))
 
@@ -510,13 +515,14 @@ class GrowingHoldOut:
         return _one_choice(groups, order, self._fraction, held)[0]
 
 
-def _painted(annotation: Annotation) -> set[int]:
-    return {number for number, count in enumerate(annotation.pixels_per_class) if count}
+def _all_painted(whole: Annotation, *parts: Annotation) -> bool:
+    """Whether each part has pixels of every class that the whole has."""
+    return all(part.painted_classes == whole.painted_classes for part in parts)
 
 
 def _too_few(annotation: Annotation, strokes: NDArray[np.int64]) -> str:
     needed = _STROKES_TO_TRAIN_ON + 1
-    short = [f"{annotation.name_of(number)} has {int(strokes[number])}" for number in sorted(_painted(annotation))
+    short = [f"{annotation.name_of(number)} has {int(strokes[number])}" for number in sorted(annotation.painted_classes)
              if strokes[number] < needed]
     found = f" ({', '.join(short)})" if short else ""
     return f"Paint at least {needed} separate strokes of every class, well apart, to get a score{found}."

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
+from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, GrowingHoldOut, Split, collect_annotation, rescaled
 from napari_cellbrush.engine.device import Device, choose_device
 from napari_cellbrush.engine.diameter import object_diameter
@@ -25,7 +26,6 @@ from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import Model, knows_all, with_classes, with_dropout
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.engine.probe import needs_head
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.training import n_channels, tuned_model
 from napari_cellbrush.engine.unet import UNet
@@ -49,8 +49,6 @@ MAX_SCORED_TILES = 8
 LEAST_GAIN = 0.005
 #: Seconds that a step may take: new strokes and a pause wait for its end. Slow devices learn from fewer patches a step.
 LONGEST_STEP_S = 0.5
-#: Patches that the head of unknown classes is first fitted to.
-_HEAD_PATCHES = 6
 #: Seconds between two looks at inbox, pause and stop while there is nothing to compute.
 _LOOK_EVERY_S = 0.05
 
@@ -190,7 +188,9 @@ class _Continuous:
         self._images, self._inbox, self._stop = images, inbox, stop
         self._start = with_dropout(with_classes(base.for_channels(n_channels(images)), classes, config.seed),
                                    config.dropout)
-        self._needs_head = needs_head(base, classes, config)
+        #: Classes that the head was fitted to.
+        self._painted: set[int] = set()
+        self._needs_head = probe.needs_head(base, classes, config)
         self._can_score_base = base.card.n_steps > 0 and knows_all(base, classes)
         self._diameter_px = object_diameter(base, images, config.diameter_px, device, stop)
         self._scale = base.card.scale_for(self._diameter_px)
@@ -224,6 +224,9 @@ class _Continuous:
         self._has_grown = self._has_grown or self._learner.n_steps > 0
         self._annotation = annotation
         self._use(self._hold_out.split(annotation))
+        if self._needs_head and self._learner.n_steps and not self._split.train.painted_classes <= self._painted:
+            # A class that was not painted when the head was fitted: fit it anew.
+            self._restart()
         self._rounds_without_better = 0
         self._is_settled = False
         return StrokesTaken(self.generation, self._split.train.n_pixels,
@@ -272,8 +275,9 @@ class _Continuous:
         if self._patches is None:
             raise RuntimeError("there are no strokes")
         if self._needs_head and not self._learner.n_steps:
-            # Fewer patches than a fine-tuning takes: whoever paints meanwhile wants the computer back.
-            self._learner.fit_head((self._patches.next_batch(1) for _ in range(_HEAD_PATCHES)), len(self._classes))
+            self._learner.fit_head((self._patches.next_batch(1) for _ in range(probe.N_LIVE_PATCHES)),
+                                   len(self._classes), probe.numbers_known(self._base, self._classes))
+            self._painted = self._split.train.painted_classes
         began = time.perf_counter()
         loss = self._learner.step(*self._patches.next_batch(self._n_patches))
         is_first = self._learner.n_steps == 1  # which also chooses kernels

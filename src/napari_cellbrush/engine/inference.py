@@ -50,7 +50,6 @@ _LIVE_MAPS = 7
 _SMALLEST_STRIDES = 2
 
 
-
 def segment_planes(
     model: Model,
     planes: Planes,

@@ -92,9 +92,10 @@ class Learner:
             self._average()
         return loss
 
-    def fit_head(self, batches: Iterable[tuple[Tensor, Tensor, Tensor | None]], n_classes: int) -> None:
-        """Fit the last layer alone, in one go, before the first step; see :mod:`.probe`."""
-        fit_head(self.network, batches, n_classes, self.device)
+    def fit_head(self, batches: Iterable[tuple[Tensor, Tensor, Tensor | None]], n_classes: int,
+                 known: frozenset[int]) -> None:
+        """Fit the last layer alone, in one go, before the first step; see :func:`.probe.fit_head`."""
+        fit_head(self.network, batches, n_classes, known, self.device)
         self.averaged.head.load_state_dict(self.network.head.state_dict())
 
     def expect(self, n_steps: float) -> None:

@@ -212,6 +212,7 @@ class _Loop:
                 return None  # at least the features are there now
             classes = most_probable(image.to_image(self._head.of_tile(features), tile.rows, tile.columns))
         return LiveTile(self._letters.strokes.generation, index, rows, columns, classes, is_by_tuned,
+                        tile in self._order[: self._n_seen] and not self.is_behind,
                         time.perf_counter() - began)
 
 

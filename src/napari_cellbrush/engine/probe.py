@@ -7,6 +7,7 @@ features and underperform out-of-distribution", ICLR).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -22,6 +23,8 @@ from napari_cellbrush.engine.unet import UNet
 
 #: Augmented batches whose strokes the head is fitted to.
 N_BATCHES = 6
+#: Single patches instead while somebody paints, who wants the computer back.
+N_LIVE_PATCHES = 6
 
 
 def needs_head(base: Model, classes: tuple[ClassDefinition, ...], config: TrainingConfig) -> bool:
@@ -29,10 +32,19 @@ def needs_head(base: Model, classes: tuple[ClassDefinition, ...], config: Traini
     return config.fit_head and base.card.n_steps > 0 and not knows_all(base, classes)
 
 
+def numbers_known(base: Model, classes: tuple[ClassDefinition, ...]) -> frozenset[int]:
+    """Numbers of the classes, from 0 on, that the base knows."""
+    names = {definition.name for definition in base.card.classes}
+    return frozenset(number for number, definition in enumerate(classes) if definition.name in names)
+
+
 @torch.no_grad()
 def fit_head(network: UNet, batches: Iterable[tuple[Tensor, Tensor, Tensor | None]], n_classes: int,
-             device: Device) -> None:
-    """Fit the last layer of a network to labelled pixels, in place. Classes without a pixel keep what they had.
+             known: frozenset[int], device: Device) -> None:
+    """Fit the last layer of a network to labelled pixels, in place.
+
+    Nothing is fitted where a class that the base knows has no pixel: what it knows of that class would not compare with
+    fitted ones. New classes without a pixel begin at zero.
 
     Parameters
     ----------
@@ -42,11 +54,14 @@ def fit_head(network: UNet, batches: Iterable[tuple[Tensor, Tensor, Tensor | Non
         Images BCHW, labels Bhw, 0 unlabelled and k + 1 for class number k, and their weights, which do not count.
     n_classes
         Of the class table.
+    known
+        Numbers of the classes that the base knows.
     device
         Where the network is.
     """
     features, classes = _labelled_features(network.eval(), batches, device)
-    if len(np.unique(classes)) < 2:
+    painted = set(np.unique(classes).tolist())
+    if len(painted) < 2 or not known <= painted:
         return
     head = fit(features, classes, n_classes, np.ones(features.shape[1], np.float32))
     _take_over(network, head)
@@ -60,7 +75,7 @@ def _labelled_features(network: UNet, batches: Iterable[tuple[Tensor, Tensor, Te
         with autocast(device):
             found = network.features(images).permute(0, 2, 3, 1)
         labelled = torch.nonzero(labels > 0)
-        places = labelled[:: max(1, len(labelled) // MAX_PIXELS)].unbind(1)
+        places = labelled[:: max(1, math.ceil(len(labelled) / MAX_PIXELS))].unbind(1)
         features.append(found[places].float().cpu().numpy())
         classes.append((labels[places] - 1).cpu().numpy())
     return np.concatenate(features), np.concatenate(classes)
@@ -68,11 +83,9 @@ def _labelled_features(network: UNet, batches: Iterable[tuple[Tensor, Tensor, Te
 
 def _take_over(network: UNet, fitted: InstantHead) -> None:
     weight, bias = torch.from_numpy(fitted.weights.T.copy()), torch.from_numpy(fitted.bias)
-    known = torch.tensor(fitted.known)
     if network.n_classes == 1:
         # A sigmoid's z is the difference of the logits of a softmax over two classes.
-        weight, bias, known = weight[1:] - weight[:1], bias[1:] - bias[:1], known[1:]
-    head = network.head
-    head.weight[known] = weight[known, :, None, None].to(head.weight)
-    if head.bias is not None:
-        head.bias[known] = bias[known].to(head.bias)
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    network.head.weight.copy_(weight[:, :, None, None])
+    if network.head.bias is not None:
+        network.head.bias.copy_(bias)

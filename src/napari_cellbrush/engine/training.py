@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
+from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, collect_annotation, hold_out, rescaled
 from napari_cellbrush.engine.device import Device, choose_device, is_out_of_memory
 from napari_cellbrush.engine.diameter import object_diameter
@@ -37,8 +38,6 @@ from napari_cellbrush.engine.model import (
 )
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.engine.probe import N_BATCHES as PROBE_BATCHES
-from napari_cellbrush.engine.probe import needs_head
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.training_state import (
     Outline,
@@ -115,7 +114,7 @@ def train(
     Parameters
     ----------
     base
-        Where the weights start. Its head is kept for classes of the same name.
+        Where the weights start. Its last layer is kept if it knows all classes, else fitted (:mod:`.probe`).
     images
         The images, all with the same number of channels.
     labels
@@ -202,8 +201,9 @@ def _train(
 
     if kept:
         kept.restore({"learner": learner, "patches": patches, "best": best})
-    elif needs_head(base, classes, config):
-        learner.fit_head((patches.next_batch() for _ in range(PROBE_BATCHES)), len(classes))
+    elif probe.needs_head(base, classes, config):
+        learner.fit_head((patches.next_batch() for _ in range(probe.N_BATCHES)), len(classes),
+                         probe.numbers_known(base, classes))
     elif held_out and base.card.n_steps > 0 and knows_all(base, classes):
         yield BaseScoring(held_out.n_tiles)
         scored = held_out.score(learner.averaged, stop)

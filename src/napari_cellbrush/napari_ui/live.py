@@ -34,7 +34,7 @@ from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.live_learning import LiveLearning
 from napari_cellbrush.napari_ui.live_runs import KnownFeatures, LiveTask, follow_strokes
 from napari_cellbrush.napari_ui.live_strokes import StrokeWatch
-from napari_cellbrush.napari_ui.worker import Job, memory_in_words
+from napari_cellbrush.napari_ui.worker import Job, memory_in_words, one_blas_thread
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.features import FeatureSource
@@ -95,8 +95,9 @@ class Live(QObject):
         self._mask_axes = ""
         self._view: View | None = None
         self._is_dirty = False
-        #: Whether something that is seen was not answered when the mask was last shown.
-        self._is_behind = False
+        #: Whether what was written since the mask was last shown completes what is seen.
+        self._is_whole = False
+        self._holds_blas = False
         #: Generation of the strokes behind the newest answer.
         self.answered = 0
         self._repaint = QTimer(self)
@@ -146,7 +147,8 @@ class Live(QObject):
         """End everything, because the window closes."""
         self._pulse.stop()
         self._soon.stop()
-        self._repaint.stop()
+        self._is_dirty = False  # nobody looks any more
+        self._hold_blas(False)
         self._end_job()
         self._learning.end()
 
@@ -163,18 +165,25 @@ class Live(QObject):
             self._run.end(str(error), "error")
             return
         self._run.begin("Looking at the image…")
+        self._hold_blas(True)
         self._bench.look_around_soon()
         self._pulse.start()
         self._follow()
 
     def _switch_off(self, text: str, error: bool = False) -> None:
         self._pulse.stop()
+        self._hold_blas(False)
         self._end_job()
         self._learning.end_and_save()
         self._pause.release()
         self._learning_pause.release()
         self._known = KnownFeatures()
         self._run.end(text, "error" if error else "info")
+
+    def _hold_blas(self, held: bool) -> None:
+        if held != self._holds_blas:
+            self._holds_blas = held
+            (one_blas_thread.hold if held else one_blas_thread.release)()
 
     def _follow_soon(self) -> None:
         if self.is_on:
@@ -266,7 +275,6 @@ class Live(QObject):
 
     def _on_strokes(self, strokes: Strokes) -> None:
         self._generation = strokes.generation
-        self._is_behind = True
         self._inbox.paint(strokes)
         self._teach()
 
@@ -297,7 +305,6 @@ class Live(QObject):
         view = self._seen()
         if view is not None and view != self._view:
             self._view = view
-            self._is_behind = True
             self._inbox.show(view)
 
     def _seen(self) -> View | None:
@@ -324,7 +331,7 @@ class Live(QObject):
             self._fitted = event
             if not event.ready and self._mask.data.any():  # every stroke that said otherwise was taken back
                 self._mask.data[...] = 0
-                self._is_dirty = True
+                self._is_dirty = self._is_whole = True
         else:
             self._scored = event
         self._run.say(standing_in_words(self._fitted, self._scored))
@@ -334,17 +341,18 @@ class Live(QObject):
         place: tuple[int | slice, ...] = (*tile.plane, tile.rows, tile.columns)
         layers.in_engine_order(mask.data, self._mask_axes)[place] = tile.classes
         self._is_dirty = True
+        self._is_whole = self._is_whole or tile.completes_view
 
     def _on_drained(self) -> None:
         """Show what was written as soon as all that is seen is answered, else after a while."""
-        was_behind, self._is_behind = self._is_behind, self._inbox.is_behind
-        if was_behind and not self._is_behind:
+        if self._is_whole:
             self._show_mask()
         elif self._is_dirty and not self._repaint.isActive():
             self._repaint.start()
 
     def _show_mask(self) -> None:
         self._repaint.stop()
+        self._is_whole = False
         if self._is_dirty and self._mask is not None:
             self._is_dirty = False
             self._mask.refresh(extent=False, thumbnail=False, highlight=False)

@@ -23,7 +23,7 @@ from napari_cellbrush.events import (
     StrokesTaken,
 )
 from napari_cellbrush.napari_ui import layers
-from napari_cellbrush.napari_ui.live_runs import LearnTask, LiveModel, learn_strokes
+from napari_cellbrush.napari_ui.live_runs import KeptModel, LearnTask, LiveModel, learn_strokes
 from napari_cellbrush.napari_ui.worker import Job
 from napari_cellbrush.session import Checkpoint, ImageEntry
 
@@ -64,6 +64,8 @@ class LiveLearning(QObject):
         self._inbox: StrokeInbox | None = None
         self._basis: _Basis | None = None
         self._images: list[ImageEntry] = []
+        #: Of all runs since Live was switched on.
+        self._kept: KeptModel | None = None
         #: Painted when strokes were last taken in.
         self._n_strokes = 0
 
@@ -99,7 +101,7 @@ class LiveLearning(QObject):
         return next((i for i, image in enumerate(self._images) if image.key == image_key), -1)
 
     def end(self) -> None:
-        """Stop learning and forget the model."""
+        """Stop learning. Who learns next replaces the model that lies in the library."""
         job, self._job, self._inbox, self._basis, self._images = self._job, None, None, None, []
         if job is not None:
             job.close()
@@ -109,7 +111,7 @@ class LiveLearning(QObject):
 
     def end_and_save(self) -> None:
         """Stop learning; the best model goes to the library and is chosen, if it is better than its base."""
-        job, self._job = self._job, None
+        job, self._job, self._kept = self._job, None, None
         self.end()
         if job is not None:
             job.received.disconnect(self._on_event)  # whoever learns next must not hear it
@@ -121,9 +123,10 @@ class LiveLearning(QObject):
 
         session, book = self._session, self._bench.book
         self._inbox = StrokeInbox()
+        self._kept = self._kept or KeptModel(f"{self._images[0].name} live"[:60])
         planes = tuple(layers.planes_of(book.layer(image.key), image.axes) for image in self._images)
         task = LearnTask(session.base, planes, session.classes, session.training_config, session.options.device_name,
-                         self._inbox, self._pause, f"{self._images[0].name} live"[:60])
+                         self._inbox, self._pause, self._kept)
         self._job = self._bench.job(partial(learn_strokes, task), "learning from the strokes", patient=True)
         self._job.received.connect(self._on_event)
         self._job.failed.connect(self._on_failed)
@@ -144,6 +147,7 @@ class LiveLearning(QObject):
     def _on_failed(self, error: CellbrushError) -> None:
         # The basis stays: the same would fail again.
         self._job, self._inbox = None, None
+        self._bench.look_around_soon()  # what it learnt best until then lies in the library
         self.failed.emit(str(error))
 
     def _on_saved(self, n_strokes: int, saved: LiveModel | None) -> None:

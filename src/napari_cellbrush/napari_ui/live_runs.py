@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from threadpoolctl import threadpool_limits
-
 from napari_cellbrush.config import ClassDefinition, DeviceName, LiveConfig, TrainingConfig
 from napari_cellbrush.engine.live_inbox import LiveInbox
 from napari_cellbrush.engine.planes import Planes
@@ -66,10 +64,7 @@ def follow_strokes(task: LiveTask, stop: StopToken) -> Generator[LiveEvent, None
     if stop.stopped:
         return  # before anybody knew how large the objects are
     task.known.source = source
-    # The threads of numpy's BLAS wait for each other by spinning: beside a window that draws, the small products of a
-    # fit took ten times as long (measured).
-    with threadpool_limits(limits=1, user_api="blas"):
-        yield from follow(source, len(task.classes), task.inbox, stop, task.pause)
+    yield from follow(source, len(task.classes), task.inbox, stop, task.pause)
 
 
 def _features(task: LiveTask, stop: StopToken) -> FeatureSource:
@@ -84,44 +79,11 @@ def _features(task: LiveTask, stop: StopToken) -> FeatureSource:
                          task.config.feature_memory_mb * 2**20)
 
 
-@dataclass(frozen=True, eq=False)
-class LearnTask:
-    """Everything that learning beside the person who paints needs."""
-
-    base: str
-    images: tuple[Planes, ...]
-    classes: tuple[ClassDefinition, ...]
-    config: TrainingConfig
-    device_name: DeviceName
-    inbox: StrokeInbox
-    pause: PauseToken
-    #: For the model that is saved at the end.
-    name: str
-
-
-def learn_strokes(task: LearnTask, stop: StopToken) -> Generator[ContinuousEvent, None, LiveModel | None]:
-    """Fine-tune on whatever lies in the inbox until stopped.
-
-    The best model lies in the library all the time: a window may be closed, or a computer fail, at any moment.
-    """
-    load_torch()
-    from napari_cellbrush.engine.continuous import learn_continuously
-    from napari_cellbrush.engine.device import choose_device
-
-    base = read_base(task.base, task.classes, task.images[0].n_channels, task.config)
-    kept = _KeptModel(task.name)
-    model = yield from kept.following(learn_continuously(
-        base, task.images, task.inbox, task.config, classes=task.classes, device=choose_device(task.device_name),
-        stop=stop, pause=task.pause, name=task.name))
-    kept.replace(model)
-    return None if model is None else LiveModel(kept.name, read_library(), model.card.score)
-
-
-class _KeptModel:
-    """The best model so far, in the library, as one file that is replaced."""
+class KeptModel:
+    """The best model of one time with Live on, in the library, as one file that is replaced; belongs to the jobs."""
 
     def __init__(self, name: str) -> None:
-        self._wanted_name = name
+        self.wanted_name = name
         self._path: Path | None = None
 
     @property
@@ -149,11 +111,49 @@ class _KeptModel:
         from napari_cellbrush.engine.model_file import add_to_library
 
         if model is not None:
-            self._path = add_to_library(model, self._wanted_name, instead_of=self._path)
+            self._path = add_to_library(model, self.wanted_name, instead_of=self._path)
         elif self._path is not None:
-            with suppress(OSError):
+            with suppress(OSError):  # in use; then the next one replaces it
                 self._path.unlink(missing_ok=True)
-            self._path = None
+                self._path = None
+
+
+@dataclass(frozen=True, eq=False)
+class LearnTask:
+    """Everything that learning beside the person who paints needs."""
+
+    base: str
+    images: tuple[Planes, ...]
+    classes: tuple[ClassDefinition, ...]
+    config: TrainingConfig
+    device_name: DeviceName
+    inbox: StrokeInbox
+    pause: PauseToken
+    kept: KeptModel
+
+
+def learn_strokes(task: LearnTask, stop: StopToken) -> Generator[ContinuousEvent, None, LiveModel | None]:
+    """Fine-tune on whatever lies in the inbox until stopped.
+
+    The best model lies in the library all the time: a window may be closed, or a computer fail, at any moment.
+    """
+    load_torch()
+    from napari_cellbrush.engine.continuous import learn_continuously
+    from napari_cellbrush.engine.device import choose_device
+
+    base = read_base(task.base, task.classes, task.images[0].n_channels, task.config)
+    kept = task.kept
+    kept.replace(None)  # of other images, classes or settings
+    model = yield from kept.following(learn_continuously(
+        base, task.images, task.inbox, task.config, classes=task.classes, device=choose_device(task.device_name),
+        stop=stop, pause=task.pause, name=kept.wanted_name))
+    try:
+        kept.replace(model)
+    except ModelFileError:
+        if not kept.name:
+            raise
+        # The last one that could be written is hardly worse.
+    return None if model is None else LiveModel(kept.name, read_library(), model.card.score)
 
 
 @dataclass(frozen=True, eq=False)

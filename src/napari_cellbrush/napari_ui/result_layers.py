@@ -142,9 +142,15 @@ class ResultLayers:
         """The layer that follows the strokes on an image: the last one, or a new one."""
         layer = self._labels(image, self._book.layer(image.key), "live", np.dtype(np.uint8), fresh=False)
         layer.visible = True
+        self._eclipsed.discard(str(layer.unique_id))
+        layer.events.visible.connect(self._on_live_shown)
         self._classes[str(layer.unique_id)] = tuple(classes)
         self._colour(layer, tuple(classes))
         return layer
+
+    def _on_live_shown(self, event: Any) -> None:
+        if event.source.visible:
+            self._eclipsed.discard(str(event.source.unique_id))
 
     def show_live_again(self, image: ImageEntry) -> None:
         """Show the live mask instead of the results of a run that has hidden it."""
@@ -153,7 +159,6 @@ class ResultLayers:
         if key in self._eclipsed and layer is not None:
             self._hide_results_of(image)
             layer.visible = True
-        self._eclipsed.discard(key)
 
     def holds_whole_of_another(self, image: ImageEntry, model: str) -> bool:
         """Whether a glance at a part of an image would wipe what another model said of all of it."""
