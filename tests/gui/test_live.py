@@ -324,13 +324,13 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
 
 
 def test_numpy_has_one_thread_while_live_is_on(live):
-    assert one_blas_thread._n_holding == 1
+    assert one_blas_thread.is_held_by(live)
     live.switch(False)
-    assert one_blas_thread._n_holding == 0
+    assert not one_blas_thread.is_held_by(live)
     live.switch(True)
-    assert one_blas_thread._n_holding == 1
+    assert one_blas_thread.is_held_by(live)
     live.close()
-    assert one_blas_thread._n_holding == 0
+    assert not one_blas_thread.is_held_by(live)
 
 
 def test_the_mask_is_repainted_when_all_in_view_is_answered_or_after_a_while(viewer, live, monkeypatch):

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from napari_cellbrush.errors import CellbrushError, ImageError, OutOfMemory
 from napari_cellbrush.events import StopToken
-from napari_cellbrush.napari_ui.worker import NICENESS, QUEUE_LENGTH, Job, WorkThread, close_all, one_blas_thread
+from napari_cellbrush.napari_ui.worker import NICENESS, QUEUE_LENGTH, Job, WorkThread, _OneBlasThread, close_all
 
 
 class Ears:
@@ -264,13 +264,21 @@ def test_a_patient_job_lets_others_have_the_device_between_two_events_and_goes_o
 
 
 def test_blas_has_one_thread_while_anybody_holds_it() -> None:
+    class Holder:
+        pass
+
     def n_threads() -> set[int]:
         return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
 
+    one_blas_thread, first, second, gone = _OneBlasThread(), Holder(), Holder(), Holder()
     with threadpool_limits(limits=2, user_api="blas"):
-        one_blas_thread.hold()
-        one_blas_thread.hold()
-        one_blas_thread.release()
+        for holder in (first, second, second, gone):
+            one_blas_thread.hold(holder)
+        del gone, holder
+        one_blas_thread.release(first)
         assert n_threads() == {1}
-        one_blas_thread.release()
+        one_blas_thread.hold(Holder())
+        one_blas_thread.release(second)
+        assert n_threads() == {2}
+        one_blas_thread.release(second)
         assert n_threads() == {2}

@@ -97,7 +97,6 @@ class Live(QObject):
         self._is_dirty = False
         #: Whether what was written since the mask was last shown completes what is seen.
         self._is_whole = False
-        self._holds_blas = False
         #: Generation of the strokes behind the newest answer.
         self.answered = 0
         self._repaint = QTimer(self)
@@ -148,7 +147,7 @@ class Live(QObject):
         self._pulse.stop()
         self._soon.stop()
         self._is_dirty = False  # nobody looks any more
-        self._hold_blas(False)
+        one_blas_thread.release(self)
         self._end_job()
         self._learning.end()
 
@@ -165,25 +164,20 @@ class Live(QObject):
             self._run.end(str(error), "error")
             return
         self._run.begin("Looking at the image…")
-        self._hold_blas(True)
+        one_blas_thread.hold(self)
         self._bench.look_around_soon()
         self._pulse.start()
         self._follow()
 
     def _switch_off(self, text: str, error: bool = False) -> None:
         self._pulse.stop()
-        self._hold_blas(False)
+        one_blas_thread.release(self)
         self._end_job()
         self._learning.end_and_save()
         self._pause.release()
         self._learning_pause.release()
         self._known = KnownFeatures()
         self._run.end(text, "error" if error else "info")
-
-    def _hold_blas(self, held: bool) -> None:
-        if held != self._holds_blas:
-            self._holds_blas = held
-            (one_blas_thread.hold if held else one_blas_thread.release)()
 
     def _follow_soon(self) -> None:
         if self.is_on:

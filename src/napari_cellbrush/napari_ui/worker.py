@@ -312,24 +312,31 @@ class _OneBlasThread:
     """While anybody holds it, numpy's BLAS has one thread; only the window's thread may hold and release it.
 
     Its threads wait for each other by spinning: beside a window that draws, small products took ten times as long
-    (measured).
+    (measured). Who is gone without a word holds it no longer.
     """
 
     def __init__(self) -> None:
-        self._n_holding = 0
+        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
         self._limit = contextlib.ExitStack()
+        self._is_limited = False
 
-    def hold(self) -> None:
+    def hold(self, holder: object) -> None:
         """Limit it, unless somebody does already."""
-        self._n_holding += 1
-        if self._n_holding == 1:
+        self._holders.add(holder)
+        if not self._is_limited:
+            self._is_limited = True
             self._limit.enter_context(threadpool_limits(limits=1, user_api="blas"))
 
-    def release(self) -> None:
+    def release(self, holder: object) -> None:
         """Give it its threads back, unless somebody else holds it still."""
-        self._n_holding -= 1
-        if not self._n_holding:
+        self._holders.discard(holder)
+        if not self._holders:
+            self._is_limited = False
             self._limit.close()
+
+    def is_held_by(self, holder: object) -> bool:
+        """Whether that one holds it."""
+        return holder in self._holders
 
 
 one_blas_thread = _OneBlasThread()
