@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtpy.QtCore import QObject, QTimer, Signal
-from threadpoolctl import threadpool_limits
 
 from napari_cellbrush.errors import CellbrushError, DeviceError, OutOfMemory
 from napari_cellbrush.events import StopToken
@@ -322,6 +321,8 @@ class _OneBlasThread:
 
     def hold(self, holder: object) -> None:
         """Limit it, unless somebody does already."""
+        from threadpoolctl import threadpool_limits
+
         self._holders.add(holder)
         if not self._is_limited:
             self._is_limited = True
