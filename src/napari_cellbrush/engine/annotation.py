@@ -125,7 +125,7 @@ def collect_annotation(images: Sequence[Planes], labels: Sequence[Any],
     planes = [plane for number, (image, given) in enumerate(zip(images, labels, strict=True))
               for plane in labelled_planes(number, image, given, len(classes))]
     annotation = Annotation(tuple(planes), len(classes), tuple(definition.name for definition in classes))
-    painted = [number for number, count in enumerate(annotation.pixels_per_class) if count]
+    painted = sorted(annotation.painted_classes)
     if not painted:
         raise AnnotationError("The annotation is empty", "Paint a few strokes of at least two classes")
     if len(painted) == 1:

@@ -23,7 +23,7 @@ from napari_cellbrush.engine.device import Device, choose_device
 from napari_cellbrush.engine.diameter import object_diameter
 from napari_cellbrush.engine.held_out import HeldOut, HeldOutScore
 from napari_cellbrush.engine.learner import Learner
-from napari_cellbrush.engine.model import Model, knows_all, with_classes, with_dropout
+from napari_cellbrush.engine.model import Model, known_classes, knows_all, with_classes, with_dropout
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.resampling import Resampled
@@ -276,7 +276,7 @@ class _Continuous:
             raise RuntimeError("there are no strokes")
         if self._needs_head and not self._learner.n_steps:
             self._learner.fit_head((self._patches.next_batch(1) for _ in range(probe.N_LIVE_PATCHES)),
-                                   len(self._classes), probe.numbers_known(self._base, self._classes))
+                                   len(self._classes), known_classes(self._base, self._classes))
             self._painted = self._split.train.painted_classes
         began = time.perf_counter()
         loss = self._learner.step(*self._patches.next_batch(self._n_patches))

@@ -189,7 +189,13 @@ def with_dropout(model: Model, dropout: float) -> Model:
 
 def knows_all(model: Model, classes: tuple[ClassDefinition, ...]) -> bool:
     """Whether every class has a name that the model was trained for."""
-    return {c.name for c in classes} <= {c.name for c in model.card.classes}
+    return len(known_classes(model, classes)) == len(classes)
+
+
+def known_classes(model: Model, classes: tuple[ClassDefinition, ...]) -> frozenset[int]:
+    """Numbers, from 0 on, of the classes whose name the model was trained for."""
+    names = {c.name for c in model.card.classes}
+    return frozenset(number for number, c in enumerate(classes) if c.name in names)
 
 
 def _network_with(card: ModelCard, state: dict[str, Any]) -> UNet:

@@ -32,12 +32,6 @@ def needs_head(base: Model, classes: tuple[ClassDefinition, ...], config: Traini
     return config.fit_head and base.card.n_steps > 0 and not knows_all(base, classes)
 
 
-def numbers_known(base: Model, classes: tuple[ClassDefinition, ...]) -> frozenset[int]:
-    """Numbers of the classes, from 0 on, that the base knows."""
-    names = {definition.name for definition in base.card.classes}
-    return frozenset(number for number, definition in enumerate(classes) if definition.name in names)
-
-
 @torch.no_grad()
 def fit_head(network: UNet, batches: Iterable[tuple[Tensor, Tensor, Tensor | None]], n_classes: int,
              known: frozenset[int], device: Device) -> None:

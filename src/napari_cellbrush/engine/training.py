@@ -31,6 +31,7 @@ from napari_cellbrush.engine.model import (
     Model,
     ModelCard,
     build_network,
+    known_classes,
     knows_all,
     new_model,
     with_classes,
@@ -203,7 +204,7 @@ def _train(
         kept.restore({"learner": learner, "patches": patches, "best": best})
     elif probe.needs_head(base, classes, config):
         learner.fit_head((patches.next_batch() for _ in range(probe.N_BATCHES)), len(classes),
-                         probe.numbers_known(base, classes))
+                         known_classes(base, classes))
     elif held_out and base.card.n_steps > 0 and knows_all(base, classes):
         yield BaseScoring(held_out.n_tiles)
         scored = held_out.score(learner.averaged, stop)
