@@ -359,9 +359,10 @@ def test_any_error_at_any_step_leaves_the_dock_idle_with_a_sentence_and_the_mode
         for step in (0, 2, 3):
             caplog.clear()
             monkeypatch.setattr(training, "train", failing(error, step))
+            before = painted.session.training.notice
             person.click(dock.run.button)
-            assert painted.session.training.busy, (error, step)
             notice = finished(painted, person)
+            assert notice is not before, (error, step)
             assert notice.kind == "error", (error, step)
             assert "fine-tuning" in notice.text, (error, step)
             assert dock.run.notice.text() == notice.text

@@ -32,10 +32,12 @@ def ready(viewer, workspace, image, person):
 
 
 def segment(workspace, person):
+    run = workspace.session.segmentation
+    before = run.notice
     person.click(workspace.segment.run.button)
-    assert workspace.session.segmentation.busy
-    person.wait(lambda: not workspace.session.segmentation.busy)
-    return workspace.session.segmentation.notice
+    person.wait(lambda: not run.busy)
+    assert run.notice is not before, "nothing was started"
+    return run.notice
 
 
 def zoom_in(viewer, person):
