@@ -52,6 +52,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "no augmentation": {"augmentation": {"elastic_sigma_px": 0, "rotation_deg": 0, "flips": False, "scale_range": 0,
                                          "gain": 0, "offset": 0, "gamma": 0, "noise": 0, "blur_px": 0}},
     "random first head": {"fit_head": False},
+    "base not remembered": {"base_weight": 0},
     "no averaging": {"ema_decay": 0},
     "no class balance": {"class_balance": False},
     "no early stop, last weights": {"held_out_fraction": 0},

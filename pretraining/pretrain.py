@@ -9,6 +9,9 @@ until then and is still the run it would have been.
 
 An unpadded network answers a third of what it reads. Convolutions are therefore padded at first, which triples what
 a step learns from; the last steps are unpadded, as the network will be used.
+
+Beside the classes the network learns how far each pixel of an object is from its rim and where the object's centre
+lies. The bundled model does without; ``benchmarks/heads.py`` compares what can be made of them.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pack import DIAMETER_PX, from_bytes
+from scipy import ndimage
+from skimage.segmentation import find_boundaries
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -68,6 +73,14 @@ UNPADDED = 0.1
 PADDED_SIZE = 192
 UNPADDED_SIZE = 380
 INVERT = 0.25
+#: Channels after those of the classes: distance to the rim, rows and columns to the centre; in radii of the objects
+#: that the network is to see.
+N_SHAPE = 3
+RADIUS_PX = DIAMETER_PX / 2
+#: Weight of the shape's error beside the classes'.
+SHAPE_WEIGHT = 0.5
+#: Sets without whole objects: classes, and neurites that wind through the image.
+SHAPELESS = ("axondeepseg_sem", "fib25_em_3d")
 DESCRIPTION = (
     "Background / cell / boundary for nuclei in fluorescence, stained tissue and bright field, phase-contrast "
     "cells, budding yeast, axons and neuropil in electron microscopy. Trained on training images of the Data Science "
@@ -108,8 +121,8 @@ class Images:
         self._chances = {name: crowd / crowd.sum() for name, crowd in crowds.items()}
         self._seed = seed
 
-    def batch(self, step: int, n: int, size: int, answered: int) -> tuple[Tensor, Tensor, list[bool]]:
-        """Source windows B1YX float32, their truth BYX, and whose truth is classes rather than objects.
+    def batch(self, step: int, n: int, size: int, answered: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Source windows B1YX float32, their truth BYX, and the sets they are from.
 
         The same ones whenever the step is run. ``size`` is the side of the windows in the network's pixels,
         ``answered`` that of the middle which is learnt from; the rest is room for rotation and margins.
@@ -119,7 +132,7 @@ class Images:
         windows = [self._window(self._planes[name][self.random.choice(len(self._chances[name]), p=self._chances[name])],
                                 size, answered) for name in names]
         images, truths = (torch.stack(part) for part in zip(*windows, strict=True))
-        return images, truths, [name == "axondeepseg_sem" for name in names]
+        return images, truths, names
 
     def _window(self, plane: Plane, size: int, answered: int) -> tuple[Tensor, Tensor]:
         enlarged = min(DIAMETER_PX / plane.diameter * 2 ** self.random.uniform(-OCTAVES, OCTAVES), MOST_ENLARGED)
@@ -187,7 +200,7 @@ def main() -> None:
                      description=DESCRIPTION)
     start = read_model(arguments.start) if arguments.start else None
     n_before = start.card.n_steps if start else 0
-    network = start.network if start else build_network(card)
+    network = with_shape(start.network if start else build_network(card))
     network.to(device.torch_device, memory_format=torch.channels_last)
     mean = copy.deepcopy(network).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)
@@ -228,24 +241,34 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def with_shape(network: UNet) -> UNet:
+    """The same network with a longer head: ``N_SHAPE`` channels after those of the classes."""
+    longer = copy.deepcopy(network)
+    longer.head = nn.Conv2d(network.base_filters, network.n_classes + N_SHAPE, kernel_size=1)
+    with torch.no_grad():
+        for name, tensor in network.head.named_parameters():
+            longer.head.get_parameter(name)[: network.n_classes] = tensor
+    return longer
+
+
 def _batch(images: Images, step: int, arguments: argparse.Namespace, network: UNet,
-           device: Device) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches B1HW, targets Bhw and their weights Bhw; sets the network's padding to what fits them."""
+           device: Device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Patches B1HW, classes Bhw, their weights Bhw, shapes BShw; sets the network's padding to what fits them."""
     padded = step < (1 - UNPADDED) * arguments.steps
     size, n = (PADDED_SIZE, arguments.patches) if padded else (UNPADDED_SIZE, (arguments.patches + 1) // 2)
     _set_padding(network, 1 if padded else 0)
     random = torch.Generator().manual_seed(arguments.seed + 1_000_003 * step)
     source = augment.source_size(AUGMENTATION, size)
     answered = size if padded else network.geometry.output_size(size)
-    pixels, truths, are_classes = images.batch(step, n, source, answered)
+    pixels, truths, names = images.batch(step, n, source, answered)
     drawn = augment.draw(AUGMENTATION, len(pixels), size, random)
     pixels, truths = augment.apply(drawn, pixels.to(device.torch_device), truths.to(device.torch_device), size,
                                    answered)
     # Boundaries are drawn last, so that they are equally thick however much the image was enlarged.
-    targets, weights = (torch.from_numpy(np.stack(part)).to(device.torch_device) for part in zip(
-        *(_targets(truth, is_classes) for truth, is_classes in zip(truths.cpu().numpy(), are_classes, strict=True)),
-        strict=True))
-    return pixels.to(memory_format=torch.channels_last), targets, weights
+    targets, weights, shapes = (torch.from_numpy(np.stack(part)).to(device.torch_device) for part in zip(
+        *((*_targets(truth, name == "axondeepseg_sem"), shape_of(np.zeros_like(truth) if name in SHAPELESS else truth))
+          for truth, name in zip(truths.cpu().numpy(), names, strict=True)), strict=True))
+    return pixels.to(memory_format=torch.channels_last), targets, weights, shapes
 
 
 def _set_padding(network: UNet, padding: int) -> None:
@@ -263,14 +286,53 @@ def _targets(truth: NDArray[np.int64], is_classes: bool) -> tuple[NDArray[np.int
                                    w0=BORDER_WEIGHT, sigma_px=BORDER_SIGMA_PX)
 
 
-def _step(network: UNet, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor],
+def shape_of(truth: NDArray[np.integer]) -> NDArray[np.float32]:
+    """What the network is to say of objects beside their classes.
+
+    Parameters
+    ----------
+    truth
+        YX, packed: 0 unknown, 1 background, objects from 2.
+
+    Returns
+    -------
+    NDArray
+        SYX float32 in radii: the distance to the nearest pixel of the rim, 0 in the background; rows and columns to the
+        object's centre of mass. NaN where nobody knows: of objects that reach the border, too, the centre lies
+        somewhere else.
+    """
+    objects = _objects(truth)
+    shape = np.full((N_SHAPE, *truth.shape), np.nan, np.float32)
+    # The rim of each object is its own: one distance transform does for all of them.
+    distance = ndimage.distance_transform_edt(~find_boundaries(objects, mode="inner"))
+    shape[0] = np.where(truth == 0, np.nan, np.where(objects > 0, distance / RADIUS_PX, 0))
+    at_border = np.unique(np.concatenate([objects[0], objects[-1], objects[:, 0], objects[:, -1]]))
+    whole = (objects > 0) & ~np.isin(objects, at_border)
+    _, number = np.unique(objects[whole], return_inverse=True)
+    n_pixels = np.bincount(number)
+    for channel, position in zip((1, 2), np.nonzero(whole), strict=True):
+        centre = np.bincount(number, weights=position) / n_pixels
+        shape[channel][whole] = (centre[number] - position) / RADIUS_PX
+    return shape
+
+
+def _shape_error(said: Tensor, truth: Tensor) -> Tensor:
+    """Mean over the channels of how far shapes BSHW are from the truth where it is known."""
+    known = ~truth.isnan()
+    wrong = functional.smooth_l1_loss(said, truth.nan_to_num(), beta=0.1, reduction="none") * known
+    return (wrong.sum((0, 2, 3)) / known.sum((0, 2, 3)).clamp_min(1)).mean()
+
+
+def _step(network: UNet, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor, Tensor],
           device: Device) -> float:
-    pixels, targets, weights = batch
+    pixels, targets, weights, shapes = batch
     network.train()
     optimiser.zero_grad(set_to_none=True)
     with autocast(device):
-        logits = network(pixels)
-    loss = segmentation_loss(logits.float(), targets, "cross_entropy", False, weights)
+        answer = network(pixels)
+    logits, said = answer.float().split([answer.shape[1] - N_SHAPE, N_SHAPE], dim=1)
+    loss = segmentation_loss(logits, targets, "cross_entropy", False, weights)
+    loss = loss + SHAPE_WEIGHT * _shape_error(said, shapes)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimiser.step()
@@ -300,7 +362,9 @@ def _log(path: Path, step: int, loss: float, seconds: float) -> None:
 
 def _export(mean: UNet, card: ModelCard, path: Path) -> None:
     plain = build_network(card)
-    plain.load_state_dict({name: tensor.cpu() for name, tensor in mean.state_dict().items()})
+    # The classes' part of the head.
+    plain.load_state_dict({name: tensor.cpu()[: plain.n_classes] if name.startswith("head.") else tensor.cpu()
+                           for name, tensor in mean.state_dict().items()})
     path.unlink(missing_ok=True)
     save_model(Model(plain.eval(), card), path, half=True)
 

@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -121,3 +122,27 @@ def test_the_gap_between_touching_objects_weighs_most(recipe: ModuleType) -> Non
     classes, weights = recipe._targets(np.array([[0, 1, 2, 3]]), True)
     assert classes.tolist() == [[0, 1, 2, 3]]
     assert weights[0].tolist() == [0, 1, 1, 1.5]
+
+
+def test_the_shape_of_objects_is_their_rims_distance_and_their_centres_way(recipe: ModuleType) -> None:
+    truth = np.ones((60, 60), np.int64)
+    truth[20:41, 10:31], truth[20:41, 31:52], truth[50:], truth[:5] = 2, 7, 9, 0
+    distance, rows, columns = recipe.shape_of(truth) * recipe.RADIUS_PX
+    # Nobody knows of unknown pixels, and of objects that the patch cuts, where the centre is.
+    assert np.isnan(distance[:5]).all()
+    assert np.isnan(rows[:20]).all()
+    assert np.isnan(rows[50:]).all()
+    # Touching objects have a rim each.
+    assert (distance[30, 30], distance[30, 31], distance[30, 5], distance[59, 30]) == (0, 0, 0, 9)
+    assert distance[30, 20] == distance[30, 41] == 10
+    for row, column, centre in ((20, 10, 20), (40, 30, 20), (25, 35, 41), (30, 51, 41)):
+        assert (rows[row, column], columns[row, column]) == pytest.approx((30 - row, centre - column), abs=1e-4)
+
+
+def test_patches_without_objects_have_no_shape_to_learn(recipe: ModuleType) -> None:
+    shape = torch.from_numpy(recipe.shape_of(np.zeros((20, 20), np.int64)))[None]
+    said = torch.zeros_like(shape, requires_grad=True)
+    error = recipe._shape_error(said, shape)
+    error.backward()
+    assert float(error.detach()) == 0
+    assert not said.grad.any()

@@ -69,6 +69,23 @@ def scratch() -> Model:
     return scratch_model(TWO, 1, TINY)
 
 
+def test_a_base_that_agrees_with_few_strokes_keeps_its_answers_elsewhere(scratch: Model) -> None:
+    image, inside = blobs()
+    learning = TINY.replace(max_steps=60, learning_rate=3e-3, patience=0, held_out_fraction=0)
+    _, trained = run(scratch, image, strokes(inside), learning)
+    before = segment_array(trained.model, Planes(image, "YX"), "probabilities")
+    few = strokes(inside)
+    few[40:] = 0
+
+    def moved(base_weight: float) -> float:
+        _, tuned = run(trained.model, image, few, TINY.replace(max_steps=20, learning_rate=3e-3, held_out_fraction=0,
+                                                               ema_decay=0, base_weight=base_weight))
+        after = segment_array(tuned.model, Planes(image, "YX"), "probabilities")
+        return float(np.abs(after - before)[:, few == 0].mean())
+
+    assert moved(10.0) < 0.5 * moved(0.0)
+
+
 def test_training_learns_what_the_strokes_say(scratch: Model) -> None:
     image, inside = blobs()
     config = TINY.replace(max_steps=100, learning_rate=3e-3, validate_every=25, patience=0)

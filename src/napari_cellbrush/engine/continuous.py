@@ -27,6 +27,7 @@ from napari_cellbrush.engine.model import Model, known_classes, knows_all, with_
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.resampling import Resampled
+from napari_cellbrush.engine.teacher import teacher_for
 from napari_cellbrush.engine.training import n_channels, tuned_model
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import AnnotationError
@@ -191,6 +192,7 @@ class _Continuous:
         #: Classes that the head was fitted to.
         self._painted: set[int] = set()
         self._needs_head = probe.needs_head(base, classes, config)
+        self._teacher = teacher_for(base, self._start, classes, config, device)
         self._can_score_base = base.card.n_steps > 0 and knows_all(base, classes)
         self._diameter_px = object_diameter(base, images, config.diameter_px, device, stop)
         self._scale = base.card.scale_for(self._diameter_px)
@@ -250,7 +252,7 @@ class _Continuous:
 
     def _restart(self) -> None:
         """Go back to the base; better weights stay what they are."""
-        self._learner = Learner(self._start, self._config, self._device)
+        self._learner = Learner(self._start, self._config, self._device, self._teacher)
         self._learner.expect_no_end()
         self._has_grown = False
         self._scored_at = 0

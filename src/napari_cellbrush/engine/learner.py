@@ -14,6 +14,7 @@ from napari_cellbrush.engine.device import Device, autocast, is_out_of_memory
 from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.model import Model, class_logits
 from napari_cellbrush.engine.probe import fit_head
+from napari_cellbrush.engine.teacher import Teacher
 from napari_cellbrush.engine.training_state import PartState, cloned, copy_into
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import OutOfMemory, TrainingDiverged
@@ -31,10 +32,13 @@ class Learner:
         Where the weights begin; copied.
     config, device
         How to learn, and where.
+    teacher
+        Who says what unlabelled pixels are, if anybody.
     """
 
-    def __init__(self, start: Model, config: TrainingConfig, device: Device) -> None:
+    def __init__(self, start: Model, config: TrainingConfig, device: Device, teacher: Teacher | None = None) -> None:
         self.config = config
+        self._teacher = teacher
         self.device = device
         self.precision = device.precision
         self.network = copy.deepcopy(start.network).to(device.torch_device)
@@ -151,8 +155,10 @@ class Learner:
             for part, truth, weight in zip(images.chunk(n), labels.chunk(n),
                                            weights.chunk(n) if weights is not None else [None] * n, strict=False):
                 with autocast(self.device):
-                    logits = class_logits(self.network(part))
-                loss = segmentation_loss(logits.float(), truth, config.loss, config.class_balance, weight)
+                    logits = class_logits(self.network(part)).float()
+                loss = segmentation_loss(logits, truth, config.loss, config.class_balance, weight)
+                if self._teacher:
+                    loss = loss + self._teacher.loss(part, logits, truth)
                 loss = loss * (len(part) / len(images))
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())

@@ -40,6 +40,7 @@ from napari_cellbrush.engine.model import (
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.resampling import Resampled
+from napari_cellbrush.engine.teacher import teacher_for
 from napari_cellbrush.engine.training_state import (
     Outline,
     Part,
@@ -194,7 +195,7 @@ def _train(
     scale = base.card.scale_for(course.diameter_px)
 
     sources = [Resampled(image, scale) for image in images]
-    learner = Learner(start, config, device)
+    learner = Learner(start, config, device, teacher_for(base, start, classes, config, device))
     patches = Patches(sources, rescaled(split.train, scale), classes, config, start.network, device)
     held_out = HeldOut(sources, rescaled(split.validation, scale), config, start.network, device) \
         if split.validation else None
