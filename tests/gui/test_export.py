@@ -88,7 +88,7 @@ def test_the_default_file_lies_beside_the_image(viewer, dock, tmp_path):
     tifffile.imwrite(tmp_path / "slide.tif", np.zeros((8, 8), np.uint8))
     layer = viewer.open(str(tmp_path / "slide.tif"), plugin="napari")[0]
     viewer.add_labels(np.zeros((8, 8), np.uint8), name="slide objects",
-                      metadata={"cellbrush": {"axes": "YX", "output": "objects", "image": layer.name}})
+                      metadata={"cellbrush": {"axes": "YX", "output": "objects", "image": str(layer.unique_id)}})
     assert dock.path.text() == str(tmp_path / "slide_objects.tif")
 
 
@@ -192,7 +192,7 @@ def objects(viewer, dock, image):
     near = (rows % 40 - 20) ** 2 + (columns % 50 - 25) ** 2 < 12**2
     ids = np.where(near, rows // 40 * 3 + columns // 50 + 1, 0).astype(np.uint16)
     return viewer.add_labels(ids, name="cells objects", scale=(0.5, 0.5), units=("um", "um"), metadata={
-        "cellbrush": {"axes": "YX", "output": "objects", "image": "cells"}})
+        "cellbrush": {"axes": "YX", "output": "objects", "image": dock.session.image.key}})
 
 
 def choose(dock, format):
@@ -282,8 +282,16 @@ def test_only_what_may_hold_objects_is_offered_as_objects(viewer, dock, objects,
     assert offered() == ["tiff", "compact"]
 
 
-def test_without_their_image_objects_are_measured_and_that_is_said(viewer, dock, person, objects, tmp_path):
+def test_objects_know_their_image_by_whatever_name(viewer, dock, person, objects, tmp_path):
     viewer.layers["cells"].name = "other"
+    choose(dock, "table")
+    assert dock.image_line.text() == "other, 2 channels"
+    assert export(dock, person, tmp_path / "a.csv").kind == "success"
+    assert "mean_intensity_2" in objects.features
+
+
+def test_without_their_image_objects_are_measured_and_that_is_said(viewer, dock, person, objects, tmp_path):
+    viewer.layers.remove("cells")
     choose(dock, "table")
     assert dock.image_line.text() == "not known: sizes and shapes alone"
     notice = export(dock, person, tmp_path / "a.csv")

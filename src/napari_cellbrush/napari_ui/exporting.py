@@ -51,9 +51,8 @@ class Exporting(QObject):
     def default_path(self, mask: MaskEntry, format: ExportFormat = "tiff") -> Path:
         """A file beside the one that the layer (or the image under it) was read from, else in the home folder."""
         layer = self._bench.book.layer(mask.key)
-        image_name = layers.note_of(layer).get("image", "")
-        sources = [layer, *(other for other in self._bench.book.viewer.layers if other.name == image_name)]
-        paths = [Path(str(source.source.path)) for source in sources if source.source.path]
+        sources = (layer, self._bench.book.layer(layers.note_of(layer).get("image")))
+        paths = [Path(str(source.source.path)) for source in sources if source is not None and source.source.path]
         folder = paths[0].parent if paths else Path.home()
         return folder / f"{_file_stem(mask.name)}{ENDINGS[format]}"
 
@@ -74,8 +73,8 @@ class Exporting(QObject):
 
     def image(self, mask: MaskEntry) -> ImageEntry | None:
         """The image that objects were found in; for labels from elsewhere the one that is worked on, if it fits."""
-        session, name = self._bench.session, layers.note_of(self._bench.book.layer(mask.key)).get("image")
-        candidates = [image for image in session.images if image.name == name] if name else [session.image]
+        session, key = self._bench.session, layers.note_of(self._bench.book.layer(mask.key)).get("image")
+        candidates = [image for image in session.images if image.key == key] if key else [session.image]
         return next((image for image in candidates if image is not None and image.axes
                      and layers.labels_shape(image.axes, image.shape) == mask.shape), None)
 

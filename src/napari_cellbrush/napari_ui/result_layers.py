@@ -191,7 +191,7 @@ class ResultLayers:
             return found
         layer = make()
         # What follows the strokes holds classes as well.
-        layers.note_on(layer, output="classes" if kind == "live" else kind.split()[0], image=image.name)
+        layers.note_on(layer, output="classes" if kind == "live" else kind.split()[0], image=image.key)
         key = self._book.add(layer, above=found or image_layer)
         self._keys[image.key, kind] = key
         if isinstance(layer, Labels):

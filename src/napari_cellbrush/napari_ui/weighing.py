@@ -76,7 +76,7 @@ class Weighing(QObject):
         data = layers.in_layer_order(weights, axes)
         if layer is None or layer.data.shape != data.shape:
             layer = Image(data, name=f"{image.name} pixel weights", colormap="inferno", blending="translucent",
-                          metadata={layers.METADATA_KEY: {"axes": axes, "image": image.name, "output": "weights"}},
+                          metadata={layers.METADATA_KEY: {"axes": axes, "image": image.key, "output": "weights"}},
                           **layers.placement(image_layer, image.axes))
             self._keys[image.key] = book.add(layer, above=image_layer)
         else:
