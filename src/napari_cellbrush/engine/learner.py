@@ -141,7 +141,7 @@ class Learner:
 
     def release(self) -> None:
         """Give the device's memory back."""
-        del self.network, self.averaged, self._optimiser, self._schedule, self._scaler
+        del self.network, self.averaged, self._teacher, self._optimiser, self._schedule, self._scaler
         if self.device.kind == "cuda":
             torch.cuda.empty_cache()
 

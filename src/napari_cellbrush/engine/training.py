@@ -11,7 +11,7 @@ import copy
 import math
 import platform
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -219,41 +219,14 @@ def _train(
     if note:
         yield TrainingNote(note)
 
+    learning = _Learning(config, course, learner, patches, held_out, best, began)
+
     def state() -> TrainingState:
-        parts: dict[str, Part] = {"course": course, "learner": learner, "patches": patches, "best": best}
         outline = Outline(name, course.step, config.max_steps, tuple(image.name for image in images))
-        return TrainingState(outline, origin, {name: part.state() for name, part in parts.items()})
+        return TrainingState(outline, origin, {part: value.state() for part, value in learning.parts.items()})
 
-    prepared = time.perf_counter() - began - course.learning_seconds
     with StateKeeper(state_file) as keeper:
-        while True:
-            ended = _out_of_steps_or_time(course, config)
-            if held_out and course.is_score_due(config.validate_every, ended is not None):
-                scored = held_out.score(learner.averaged, stop)
-                if scored:
-                    best.offer(scored, learner.averaged)
-                    course.add_score(scored.iou)
-                    yield ValidationScored(course.step, scored.iou, best.score, scored.interval)
-            if course.step and stop.stopped:
-                ended = "stopped"
-            elif config.patience and best.rounds_without_better >= config.patience:
-                ended = ended or "no_progress"
-            if ended:
-                break
-            problem = keeper.offer(state) if course.step else None
-            if problem:
-                yield TrainingNote(str(problem))
-
-            course.add_loss(learner.step(*patches.next_batch()))
-            course.seconds = time.perf_counter() - began
-            course.learning_seconds = max(1e-9, course.seconds - prepared)
-            n_left, seconds_left = course.left(config)
-            learner.expect(course.step + n_left)
-            yield TrainingStep(course.step, config.max_steps, course.losses[-1], learner.learning_rate, course.seconds,
-                               seconds_left)
-        problem = keeper.keep(state) if ended == "stopped" else None
-        if problem:
-            yield TrainingNote(str(problem))
+        ended = yield from learning.to_the_end(stop, keeper, state)
 
     score = best.score if best.network else None
     model = tuned_model(best.network or learner.averaged, start, base, annotation, config, name=name,
@@ -263,15 +236,6 @@ def _train(
     no_score = split.reason if split.reason or score is not None else "The training was stopped before its first score."
     return TrainingResult(model, improved, course.base_score, score, no_score, ended, course.step,
                           time.perf_counter() - began, best.interval)
-
-
-def _out_of_steps_or_time(course: _Course, config: TrainingConfig) -> Ended | None:
-    """Why no step follows, as far as the clock and the counter know; one is always made."""
-    if not course.step:
-        return None
-    if course.step >= config.max_steps:
-        return "steps"
-    return "time" if course.seconds >= 60 * config.max_minutes else None
 
 
 def _kept_state(file: Path | None, origin: dict[str, str]) -> tuple[TrainingState | None, str]:
@@ -350,6 +314,84 @@ def _on_cpu(network: UNet, card: ModelCard) -> UNet:
     plain = build_network(card)
     plain.load_state_dict({name: tensor.detach().cpu().float() for name, tensor in network.state_dict().items()})
     return plain.eval()
+
+
+class _Learning:
+    """The steps of a run, and the scores between them.
+
+    Parameters
+    ----------
+    config
+        How to learn, and how long.
+    course, learner, patches, held_out, best
+        All that changes from step to step; ``held_out`` is None where there are too few strokes for a score.
+    began
+        When the run did, by :func:`time.perf_counter`; one that was interrupted, as if it had gone on at once.
+    """
+
+    def __init__(self, config: TrainingConfig, course: _Course, learner: Learner, patches: Patches,
+                 held_out: HeldOut | None, best: _Best, began: float) -> None:
+        self._config, self._course, self._learner = config, course, learner
+        self._patches, self._held_out, self._best = patches, held_out, best
+        self._began = began
+        self._prepared = time.perf_counter() - began - course.learning_seconds
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What a kept state is made of."""
+        return {"course": self._course, "learner": self._learner, "patches": self._patches, "best": self._best}
+
+    def to_the_end(self, stop: StopToken, keeper: StateKeeper,
+                   state: Callable[[], TrainingState]) -> Generator[TrainingEvent, None, Ended]:
+        """Learn until steps or time are used up, scores no longer rise, or somebody stops it; at least one step."""
+        while True:
+            ended = self._out_of_steps_or_time()
+            scored = self._score(stop, last=ended is not None)
+            if scored:
+                yield scored
+            if self._course.step and stop.stopped:
+                ended = "stopped"
+            elif self._config.patience and self._best.rounds_without_better >= self._config.patience:
+                ended = ended or "no_progress"
+            if ended:
+                break
+            problem = keeper.offer(state) if self._course.step else None
+            if problem:
+                yield TrainingNote(str(problem))
+            yield self._step()
+        problem = keeper.keep(state) if ended == "stopped" else None
+        if problem:
+            yield TrainingNote(str(problem))
+        return ended
+
+    def _out_of_steps_or_time(self) -> Ended | None:
+        """Why no step follows, as far as the clock and the counter know."""
+        if not self._course.step:
+            return None
+        if self._course.step >= self._config.max_steps:
+            return "steps"
+        return "time" if self._course.seconds >= 60 * self._config.max_minutes else None
+
+    def _score(self, stop: StopToken, last: bool) -> ValidationScored | None:
+        """Score the averaged weights, if it is time and nobody stops it."""
+        if self._held_out is None or not self._course.is_score_due(self._config.validate_every, last):
+            return None
+        scored = self._held_out.score(self._learner.averaged, stop)
+        if scored is None:
+            return None
+        self._best.offer(scored, self._learner.averaged)
+        self._course.add_score(scored.iou)
+        return ValidationScored(self._course.step, scored.iou, self._best.score, scored.interval)
+
+    def _step(self) -> TrainingStep:
+        course, learner = self._course, self._learner
+        course.add_loss(learner.step(*self._patches.next_batch()))
+        course.seconds = time.perf_counter() - self._began
+        course.learning_seconds = max(1e-9, course.seconds - self._prepared)
+        n_left, seconds_left = course.left(self._config)
+        learner.expect(course.step + n_left)
+        return TrainingStep(course.step, self._config.max_steps, course.losses[-1], learner.learning_rate,
+                            course.seconds, seconds_left)
 
 
 class _Best:
