@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
-from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig, TrainingConfig, classes_from_names
-from napari_cellbrush.engine.device import choose_device
-from napari_cellbrush.engine.model import Model, ModelCard, new_model, with_classes
-from napari_cellbrush.engine.teacher import Teacher, rightness, teacher_for
+from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, NetworkConfig, TrainingConfig
+from napari_cellbrush.engine.device import Device
+from napari_cellbrush.engine.learner import Learner
+from napari_cellbrush.engine.model import Model, ModelCard, new_model
+from napari_cellbrush.engine.teacher import Teacher, teacher_for
+
+CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=False)
+BACKGROUND, CELL, BOUNDARY = DEFAULT_CLASSES
+
 
 @pytest.fixture
 def base() -> Model:
@@ -18,73 +26,101 @@ def base() -> Model:
 
 
 @pytest.fixture
-def teacher(base: Model) -> Teacher:
-    return Teacher(base, 2.0, choose_device())
-
-
-@pytest.fixture
-def patch(base: Model) -> torch.Tensor:
+def images(base: Model) -> Tensor:
     size = base.network.geometry.input_size_at_least(120)
     return torch.rand((2, 1, size, size), generator=torch.Generator().manual_seed(0))
 
 
-def labels_like(logits: torch.Tensor) -> torch.Tensor:
-    """What the network itself says, on the upper rows only."""
-    labels = logits.argmax(dim=1) + 1
-    labels[:, 4:] = 0
-    return labels
+def teacher(base: Model, classes: tuple[ClassDefinition, ...] = DEFAULT_CLASSES, device: Device = CPU) -> Teacher:
+    found = teacher_for(base, 1, classes, TrainingConfig(base_weight=2), device)
+    assert found is not None
+    found.score = 1.0
+    return found
 
 
-def test_rightness_is_one_for_certainty_and_zero_for_chance_for_errors_and_for_nothing() -> None:
-    labels = torch.tensor([[[1, 2, 0]]] * 3 + [[[0, 0, 0]]])
-    certain = torch.eye(3)[None, :, :2]
-    probabilities = torch.zeros(4, 3, 1, 3)
-    probabilities[0, :, 0, :2] = certain[0]
-    probabilities[1] = 1 / 3
-    probabilities[2, 2] = 1
-    probabilities[3, 0] = 1
-    torch.testing.assert_close(rightness(probabilities, labels), torch.tensor([1.0, 0.0, 0.0, 0.0]))
-
-
-def test_in_rightness_painted_classes_count_alike() -> None:
-    labels = torch.ones(1, 1, 100, dtype=torch.long)
-    labels[0, 0, 0] = 2
-    always_first = torch.zeros(1, 2, 1, 100)
-    always_first[:, 0] = 1
-    assert float(rightness(always_first, labels)) == pytest.approx(0)
-
-
-def test_who_says_what_the_base_says_loses_nothing(base: Model, teacher: Teacher, patch: torch.Tensor) -> None:
+@pytest.mark.parametrize(("half", "tolerance"), [(None, 1e-5), (torch.bfloat16, 2e-3)])
+def test_who_says_what_the_base_says_loses_nothing(base: Model, images: Tensor, half: torch.dtype | None,
+                                                   tolerance: float) -> None:
+    asked = teacher(base, device=replace(CPU, half=half))
     with torch.no_grad():
-        logits = base.network(patch)
-    assert float(teacher.loss(patch, logits, labels_like(logits))) == pytest.approx(0, abs=1e-5)
+        logits = base.network(images)
+    labels = torch.zeros(logits[:, 0].shape, dtype=torch.long)
+    assert float(asked.loss(asked.answer(images), logits, labels)) == pytest.approx(0, abs=tolerance)
+    assert float(asked.loss(asked.answer(images), 3 * logits, labels)) > 10 * tolerance
 
 
-def test_only_unlabelled_pixels_of_patches_where_the_base_is_right_are_taught(base: Model, teacher: Teacher,
-                                                                             patch: torch.Tensor) -> None:
-    with torch.no_grad():
-        said = base.network(patch)
-    labels = labels_like(said)
-    labels[1, :4] = said[1, :, :4].argmin(dim=0) + 1
-    logits = torch.zeros_like(said, requires_grad=True)
-    teacher.loss(patch, logits, labels).backward()
+def test_only_unlabelled_pixels_are_taught(base: Model, images: Tensor) -> None:
+    asked = teacher(base)
+    answer = asked.answer(images)
+    labels = torch.zeros(answer[:, 0].shape, dtype=torch.long)
+    labels[:, :4] = 2
+    logits = torch.zeros_like(answer, requires_grad=True)
+    asked.loss(answer, logits, labels).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
-    assert not logits.grad[0, :, :4].any()
-    assert (logits.grad[0, :, 4:].abs().sum(dim=0) > 0).all()
-    assert not logits.grad[1].any()
+    assert not logits.grad[:, :, :4].any()
+    assert (logits.grad[:, :, 4:].abs().sum(dim=1) > 0).all()
+    assert float(asked.loss(answer, logits.detach(), torch.ones_like(labels))) == 0
 
 
-def test_nothing_is_lost_where_everything_is_labelled(base: Model, teacher: Teacher, patch: torch.Tensor) -> None:
-    with torch.no_grad():
-        said = base.network(patch)
-    assert float(teacher.loss(patch, torch.randn_like(said), said.argmax(dim=1) + 1)) == 0
+def test_a_base_counts_by_the_square_of_its_score(base: Model, images: Tensor) -> None:
+    asked = teacher(base)
+    answer = asked.answer(images)
+    labels = torch.zeros(answer[:, 0].shape, dtype=torch.long)
+
+    def loss(score: float) -> float:
+        asked.score = score
+        return float(asked.loss(answer, torch.zeros_like(answer), labels))
+
+    assert loss(0.5) == pytest.approx(loss(1.0) / 4)
+    assert loss(0.0) == 0 < loss(1.0)
+
+
+def test_a_base_with_other_channels_answers_as_for_the_image(base: Model, images: Tensor) -> None:
+    three = teacher_for(base, 3, DEFAULT_CLASSES, TrainingConfig(), CPU)
+    assert three is not None
+    torch.testing.assert_close(three.answer(images.repeat(1, 3, 1, 1)), teacher(base).answer(images), rtol=1e-3,
+                               atol=1e-3)
+
+
+def test_classes_in_another_order_and_without_the_boundary_mean_the_same(base: Model, images: Tensor) -> None:
+    said = teacher(base).answer(images).exp()
+    swapped = teacher(base, (BOUNDARY, BACKGROUND, CELL)).answer(images).exp()
+    torch.testing.assert_close(swapped, said[:, [2, 0, 1]])
+    two = teacher(base, (BACKGROUND, CELL)).answer(images).exp()
+    torch.testing.assert_close(two, torch.stack([said[:, 0], said[:, 1] + said[:, 2]], dim=1))
+
+
+def test_a_sigmoid_can_teach_in_either_order(images: Tensor) -> None:
+    card = ModelCard(name="tiny", classes=(BACKGROUND, CELL), in_channels=1, n_steps=1,
+                     network=NetworkConfig(depth=3, base_filters=8, activation="sigmoid"))
+    model = new_model(card, 0)
+    said, swapped = (teacher(model, classes).answer(images) for classes in ((BACKGROUND, CELL), (CELL, BACKGROUND)))
+    torch.testing.assert_close(swapped, said.flip(1))
+
+
+def test_the_loss_of_a_step_is_that_of_the_strokes_alone(base: Model, images: Tensor) -> None:
+    other = new_model(base.card, seed=1)
+    side = base.network.geometry.output_size(images.shape[-1])
+    labels = torch.zeros((2, side, side), dtype=torch.long)
+    labels[:, 0], labels[:, 1] = 1, 2
+
+    def step(listened: Teacher | None) -> tuple[float, Tensor]:
+        learner = Learner(other, TrainingConfig(), CPU, listened)
+        return learner.step(images, labels), learner.network.head.weight
+
+    alone, taught = step(None), step(teacher(base))
+    assert alone[0] == taught[0]
+    assert not torch.equal(alone[1], taught[1])
 
 
 def test_there_is_no_teacher_for_new_classes_for_random_weights_and_where_it_is_switched_off(base: Model) -> None:
-    device, config = choose_device(), TrainingConfig()
-    assert teacher_for(base, base, base.card.classes, config, device)
-    assert not teacher_for(base, base, base.card.classes, config.replace(base_weight=0), device)
-    new = classes_from_names(["background", "myelin", "axon"])
-    assert not teacher_for(base, with_classes(base, new, 0), new, config, device)
-    random = Model(base.network, base.card.replace(n_steps=0))
-    assert not teacher_for(random, random, base.card.classes, config, device)
+    config = TrainingConfig()
+
+    def exists(model: Model, classes: tuple[ClassDefinition, ...], config: TrainingConfig) -> bool:
+        return teacher_for(model, 1, classes, config, CPU) is not None
+
+    assert exists(base, DEFAULT_CLASSES, config)
+    assert not exists(base, DEFAULT_CLASSES, config.replace(base_weight=0))
+    assert not exists(base, (*DEFAULT_CLASSES, CELL.model_copy(update={"name": "debris"})), config)
+    assert not exists(base, (CELL, BOUNDARY), config)
+    assert not exists(Model(base.network, base.card.replace(n_steps=0)), DEFAULT_CLASSES, config)

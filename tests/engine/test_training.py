@@ -86,6 +86,19 @@ def test_a_base_that_agrees_with_few_strokes_keeps_its_answers_elsewhere(scratch
     assert moved(10.0) < 0.5 * moved(0.0)
 
 
+def test_strokes_that_contradict_the_base_are_learnt_although_patches_show_one_class(scratch: Model) -> None:
+    image, inside = blobs()
+    _, trained = run(scratch, image, strokes(inside), TINY.replace(max_steps=60, learning_rate=3e-3, patience=0,
+                                                                   held_out_fraction=0))
+    rows, columns = np.mgrid[:160, :160]
+    # What was cell is background now, and each stroke lies by itself.
+    apart = np.where((rows // 20 + columns // 20) % 2 == 0, strokes(~inside), 0)
+    _, tuned = run(trained.model, image, apart, TINY.replace(max_steps=60, learning_rate=3e-3, held_out_fraction=0,
+                                                             patch_size_px=128))
+    found = segment_array(tuned.model, Planes(image, "YX")) == 2
+    assert (found == ~inside).mean() > 0.9
+
+
 def test_training_learns_what_the_strokes_say(scratch: Model) -> None:
     image, inside = blobs()
     config = TINY.replace(max_steps=100, learning_rate=3e-3, validate_every=25, patience=0)

@@ -192,7 +192,7 @@ class _Continuous:
         #: Classes that the head was fitted to.
         self._painted: set[int] = set()
         self._needs_head = probe.needs_head(base, classes, config)
-        self._teacher = teacher_for(base, self._start, classes, config, device)
+        self._teacher = teacher_for(base, n_channels(images), classes, config, device)
         self._can_score_base = base.card.n_steps > 0 and knows_all(base, classes)
         self._diameter_px = object_diameter(base, images, config.diameter_px, device, stop)
         self._scale = base.card.scale_for(self._diameter_px)
@@ -330,6 +330,8 @@ class _Continuous:
             if scored is None:
                 return False
             self._base_score = scored.iou
+            if self._teacher:
+                self._teacher.score = scored.iou
         if self._best is not None and not self._is_best_scored:
             scored = self._measure(self._best.network)
             if scored is None:

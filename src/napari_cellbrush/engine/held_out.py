@@ -130,6 +130,11 @@ class HeldOut:
         iou = iou_from_confusion(of_strokes.sum(axis=0)).mean
         return HeldOutScore(iou, float(np.average(losses, weights=weights)), score_interval(of_strokes))
 
+    def iou(self, network: UNet, stop: Interruption) -> float | None:
+        """The intersection over union of :meth:`score` alone."""
+        scored = self.score(network, stop)
+        return scored.iou if scored else None
+
 
 def score_interval(confusions: NDArray[np.int64]) -> tuple[float, float] | None:
     """A 95 % interval of the mean intersection over union, over strokes rather than pixels.

@@ -33,7 +33,7 @@ class Learner:
     config, device
         How to learn, and where.
     teacher
-        Who says what unlabelled pixels are, if anybody.
+        Who says what unlabelled pixels are, if anybody; heard as soon as its score is set.
     """
 
     def __init__(self, start: Model, config: TrainingConfig, device: Device, teacher: Teacher | None = None) -> None:
@@ -66,7 +66,10 @@ class Learner:
         return float(self._schedule.get_last_lr()[0])
 
     def step(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
-        """One optimiser step on B patches and what their pixels weigh; at once if memory permits, else in parts."""
+        """One optimiser step on B patches and what their pixels weigh; at once if memory permits, else in parts.
+
+        Returns the loss on the labelled pixels.
+        """
         self._set_mode()
         while True:
             try:
@@ -154,14 +157,18 @@ class Learner:
             n = self._n_chunks
             for part, truth, weight in zip(images.chunk(n), labels.chunk(n),
                                            weights.chunk(n) if weights is not None else [None] * n, strict=False):
+                # Before the network's own features, so that never both are in memory.
+                answer = self._teacher.answer(part) if self._teacher and self._teacher.score else None
                 with autocast(self.device):
                     logits = class_logits(self.network(part)).float()
                 loss = segmentation_loss(logits, truth, config.loss, config.class_balance, weight)
-                if self._teacher:
-                    loss = loss + self._teacher.loss(part, logits, truth)
-                loss = loss * (len(part) / len(images))
-                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
+                share = len(part) / len(images)
+                total += float(loss.detach()) * share
+                if self._teacher and answer is not None:
+                    loss = loss + self._teacher.loss(answer, logits, truth)
+                if not bool(loss.isfinite()):
+                    return float(loss.detach())
+                self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         return total
 
     def _set_mode(self) -> None:

@@ -195,8 +195,10 @@ def _train(
     scale = base.card.scale_for(course.diameter_px)
 
     sources = [Resampled(image, scale) for image in images]
-    learner = Learner(start, config, device, teacher_for(base, start, classes, config, device))
-    patches = Patches(sources, rescaled(split.train, scale), classes, config, start.network, device)
+    teacher = teacher_for(base, n_channels(images), classes, config, device)
+    learner = Learner(start, config, device, teacher)
+    learnt = rescaled(split.train, scale)
+    patches = Patches(sources, learnt, classes, config, start.network, device)
     held_out = HeldOut(sources, rescaled(split.validation, scale), config, start.network, device) \
         if split.validation else None
     best = _Best(learner.averaged)
@@ -206,10 +208,14 @@ def _train(
     elif probe.needs_head(base, classes, config):
         learner.fit_head((patches.next_batch() for _ in range(probe.N_BATCHES)), len(classes),
                          known_classes(base, classes))
-    elif held_out and base.card.n_steps > 0 and knows_all(base, classes):
-        yield BaseScoring(held_out.n_tiles)
-        scored = held_out.score(learner.averaged, stop)
-        course.base_score = scored.iou if scored else None
+    elif base.card.n_steps > 0 and knows_all(base, classes):
+        # Strokes that are learnt from say how far the base can be trusted; held-out ones are for scores alone.
+        trusted = HeldOut(sources, learnt, config, start.network, device) if teacher else None
+        yield BaseScoring(sum(strokes.n_tiles for strokes in (held_out, trusted) if strokes))
+        course.base_score = held_out.iou(learner.averaged, stop) if held_out else None
+        course.teacher_score = trusted.iou(learner.averaged, stop) if trusted else None
+    if teacher:
+        teacher.score = course.teacher_score or 0.0
     yield TrainingStarted(
         device.name, learner.precision, config.max_steps, split.train.n_pixels,
         split.validation.n_pixels if split.validation else 0, split.reason, course.base_score, course.diameter_px,
@@ -439,6 +445,8 @@ class _Course:
     learning_seconds: float = 0.0
     diameter_px: float | None = None
     base_score: float | None = None
+    #: The base's on the strokes that are learnt from.
+    teacher_score: float | None = None
     losses: list[float] = field(default_factory=list)
     #: Step and score.
     scores: list[tuple[int, float]] = field(default_factory=list)
@@ -468,13 +476,15 @@ class _Course:
         return PartState({"losses": torch.tensor(self.losses, dtype=torch.float64),
                           "scores": torch.tensor(self.scores, dtype=torch.float64).reshape(-1, 2)},
                          {"step": self.step, "seconds": self.seconds, "learning_seconds": self.learning_seconds,
-                          "diameter_px": self.diameter_px, "base_score": self.base_score})
+                          "diameter_px": self.diameter_px, "base_score": self.base_score,
+                          "teacher_score": self.teacher_score})
 
     def restore(self, state: PartState) -> None:
         values = state.values
         self.step, self.seconds = int(values["step"]), float(values["seconds"])
         self.learning_seconds = float(values["learning_seconds"])
-        self.diameter_px = None if values["diameter_px"] is None else float(values["diameter_px"])
-        self.base_score = None if values["base_score"] is None else float(values["base_score"])
+        self.diameter_px, self.base_score, self.teacher_score = (
+            None if values[name] is None else float(values[name])
+            for name in ("diameter_px", "base_score", "teacher_score"))
         self.losses = [float(loss) for loss in state.tensors["losses"].tolist()]
         self.scores = [(int(step), float(score)) for step, score in state.tensors["scores"].tolist()]
