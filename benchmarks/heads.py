@@ -80,9 +80,9 @@ def answered(network: UNet, source: Resampled) -> NDArray[np.float32]:
     # As a base's first layer is spread over the channels of an image.
     grey = torch.from_numpy(window).mean(0)[None, None]
     with torch.inference_mode():
-        answer = network(grey)[0]
-    answer[:N_CLASSES] = answer[:N_CLASSES].softmax(0)
-    return source.to_image(answer.numpy(), slice(0, height), slice(0, width))
+        classes, shape = network(grey)[0].split([N_CLASSES, len(network.head.weight) - N_CLASSES])
+        answer = torch.cat([classes.softmax(0), shape]).numpy()
+    return source.to_image(answer, slice(0, height), slice(0, width))
 
 
 def by_boundary(answer: NDArray[np.float32], scale: float) -> NDArray[np.integer]:

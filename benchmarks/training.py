@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from napari_cellbrush.engine.device import choose_device
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.teacher import teacher_for
 from napari_cellbrush.engine.training import scratch_model
 
 SETTINGS = {
@@ -60,11 +62,16 @@ class Run:
             for row, column in random.integers(50, 950, (20, 2)):
                 labels[row : row + 3, column : column + 50] = value
         device = choose_device()
-        base = scratch_model(DEFAULT_CLASSES, 1, config)
+        scratch = scratch_model(DEFAULT_CLASSES, 1, config)
+        # As a base that learnt something, which then teaches too.
+        base = replace(scratch, card=scratch.card.replace(n_steps=1))
+        teacher = teacher_for(base, 1, DEFAULT_CLASSES, config, device)
+        if teacher:
+            teacher.score = 1.0
         annotation = collect_annotation([image], [labels], DEFAULT_CLASSES)
         self.config = config
         self.patches = Patches([image], annotation, base.card.classes, config, base.network, device)
-        self.learner = Learner(base, config, device)
+        self.learner = Learner(base, config, device, teacher)
         self.clear()
 
     def clear(self) -> None:

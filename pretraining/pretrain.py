@@ -11,7 +11,8 @@ An unpadded network answers a third of what it reads. Convolutions are therefore
 a step learns from; the last steps are unpadded, as the network will be used.
 
 Beside the classes the network learns how far each pixel of an object is from its rim and where the object's centre
-lies. The bundled model does without; ``benchmarks/heads.py`` compares what can be made of them.
+lies. ``checkpoint.pt`` keeps that part of the head, and ``benchmarks/heads.py`` compares what can be made of it; the
+model has the classes alone, so that ``--start`` learns shapes anew.
 """
 
 from __future__ import annotations
@@ -208,6 +209,9 @@ def main() -> None:
     checkpoint, first = arguments.out / "checkpoint.pt", 0
     if arguments.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
+        if state["network"]["head.weight"].shape != network.head.weight.shape:
+            raise SystemExit(f"{checkpoint} is of an earlier recipe. Go on from its weights: "
+                             f"--start {arguments.out / 'cells.safetensors'}")
         network.load_state_dict(state["network"])
         mean.load_state_dict(state["mean"])
         optimiser.load_state_dict(state["optimiser"])
@@ -298,16 +302,18 @@ def shape_of(truth: NDArray[np.integer]) -> NDArray[np.float32]:
     -------
     NDArray
         SYX float32 in radii: the distance to the nearest pixel of the rim, 0 in the background; rows and columns to the
-        object's centre of mass. NaN where nobody knows: of objects that reach the border, too, the centre lies
-        somewhere else.
+        object's centre of mass. NaN where nobody knows, because the border or unknown pixels cut the object.
     """
     objects = _objects(truth)
     shape = np.full((N_SHAPE, *truth.shape), np.nan, np.float32)
     # The rim of each object is its own: one distance transform does for all of them.
-    distance = ndimage.distance_transform_edt(~find_boundaries(objects, mode="inner"))
-    shape[0] = np.where(truth == 0, np.nan, np.where(objects > 0, distance / RADIUS_PX, 0))
-    at_border = np.unique(np.concatenate([objects[0], objects[-1], objects[:, 0], objects[:, -1]]))
-    whole = (objects > 0) & ~np.isin(objects, at_border)
+    rim = find_boundaries(objects, mode="inner")
+    distance = ndimage.distance_transform_edt(~rim) if rim.any() else np.full(truth.shape, np.inf)
+    to_unknown = ndimage.distance_transform_edt(np.pad(truth > 0, 1))[1:-1, 1:-1]
+    # What is cut off may be nearer than the rim that is seen, where that is no nearer than the cut.
+    shape[0] = np.where(objects == 0, 0, np.where(distance < to_unknown - 1, distance / RADIUS_PX, np.nan))
+    shape[0][truth == 0] = np.nan
+    whole = (objects > 0) & ~np.isin(objects, np.unique(objects[to_unknown <= 1]))
     _, number = np.unique(objects[whole], return_inverse=True)
     n_pixels = np.bincount(number)
     for channel, position in zip((1, 2), np.nonzero(whole), strict=True):

@@ -133,10 +133,38 @@ def test_the_shape_of_objects_is_their_rims_distance_and_their_centres_way(recip
     assert np.isnan(rows[:20]).all()
     assert np.isnan(rows[50:]).all()
     # Touching objects have a rim each.
-    assert (distance[30, 30], distance[30, 31], distance[30, 5], distance[59, 30]) == (0, 0, 0, 9)
+    assert (distance[30, 30], distance[30, 31], distance[30, 5], distance[50, 30]) == (0, 0, 0, 0)
+    # Of the cut one, where the border may be nearer than the rim.
+    assert distance[53, 30] == 3
+    assert np.isnan(distance[57:, 30]).all()
     assert distance[30, 20] == distance[30, 41] == 10
     for row, column, centre in ((20, 10, 20), (40, 30, 20), (25, 35, 41), (30, 51, 41)):
         assert (rows[row, column], columns[row, column]) == pytest.approx((30 - row, centre - column), abs=1e-4)
+
+
+def test_objects_that_end_where_nobody_knows_have_no_centre(recipe: ModuleType) -> None:
+    truth = np.ones((40, 40), np.int64)
+    truth[10:21, 10:31], truth[:, 20:] = 2, 0
+    distance, rows, columns = recipe.shape_of(truth) * recipe.RADIUS_PX
+    assert np.isnan(rows).all()
+    assert np.isnan(columns).all()
+    assert (distance[15, 10], distance[15, 12]) == (0, 2)
+    assert np.isnan(distance[15, 18])
+    # One object everywhere shows no rim.
+    assert np.isnan(recipe.shape_of(np.full((20, 20), 2))).all()
+
+
+def test_what_is_exported_are_the_classes(recipe: ModuleType, tmp_path: Path) -> None:
+    card = recipe.ModelCard(name="cells", classes=recipe.DEFAULT_CLASSES, in_channels=1, any_channels=True,
+                            network=recipe.NetworkConfig(base_filters=8))
+    start = recipe.build_network(card)
+    longer = recipe.with_shape(start)
+    assert len(longer.head.weight) == len(start.head.weight) + recipe.N_SHAPE
+    recipe._export(longer, card, tmp_path / "cells.safetensors")
+    found = read_model(tmp_path / "cells.safetensors").network
+    for name, tensor in start.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor.half().float() if tensor.is_floating_point()
+                                   else tensor)
 
 
 def test_patches_without_objects_have_no_shape_to_learn(recipe: ModuleType) -> None:

@@ -192,7 +192,7 @@ def objects(viewer, dock, image):
     near = (rows % 40 - 20) ** 2 + (columns % 50 - 25) ** 2 < 12**2
     ids = np.where(near, rows // 40 * 3 + columns // 50 + 1, 0).astype(np.uint16)
     return viewer.add_labels(ids, name="cells objects", scale=(0.5, 0.5), units=("um", "um"), metadata={
-        "cellbrush": {"axes": "YX", "output": "objects", "image": dock.session.image.key}})
+        "cellbrush": {"axes": "YX", "output": "objects", "image": dock.session.image.key, "image_name": "cells"}})
 
 
 def choose(dock, format):
@@ -288,6 +288,15 @@ def test_objects_know_their_image_by_whatever_name(viewer, dock, person, objects
     assert dock.image_line.text() == "other, 2 channels"
     assert export(dock, person, tmp_path / "a.csv").kind == "success"
     assert "mean_intensity_2" in objects.features
+
+
+def test_an_image_that_is_opened_again_is_known_by_its_name(viewer, dock, objects):
+    layer = viewer.layers.pop("cells")
+    choose(dock, "table")
+    assert dock.image_line.text() == "not known: sizes and shapes alone"
+    viewer.add_image(layer.data, name="cells", scale=layer.scale)
+    dock.session.set_axes(dock.session.image.key, "CYX")
+    assert dock.image_line.text() == "cells, 2 channels"
 
 
 def test_without_their_image_objects_are_measured_and_that_is_said(viewer, dock, person, objects, tmp_path):

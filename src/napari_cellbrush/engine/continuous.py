@@ -4,7 +4,7 @@ Strokes arrive in an inbox and are learnt from after the step at hand. New ones 
 weights start over from the base where strokes were taken back, and once more when nothing improves any longer and
 strokes have joined meanwhile: weights that were led on from stroke to stroke then compete with weights that saw all
 of them from the first step, and the held-out score decides. Held-out strokes stay held out as more are painted
-(:class:`.annotation.GrowingHoldOut`), so no score ever counts a pixel that was learnt from.
+(:class:`.annotation.GrowingHoldOut`), so no score ever counts a pixel whose label was learnt from.
 """
 
 from __future__ import annotations

@@ -73,8 +73,12 @@ class Exporting(QObject):
 
     def image(self, mask: MaskEntry) -> ImageEntry | None:
         """The image that objects were found in; for labels from elsewhere the one that is worked on, if it fits."""
-        session, key = self._bench.session, layers.note_of(self._bench.book.layer(mask.key)).get("image")
-        candidates = [image for image in session.images if image.key == key] if key else [session.image]
+        session, note = self._bench.session, layers.note_of(self._bench.book.layer(mask.key))
+        candidates = [session.image]
+        if "image" in note:
+            # An image that was closed and opened again has another key and, as a rule, its name.
+            candidates = [image for image in session.images if image.key == note["image"]] or [
+                image for image in session.images if image.name == note.get("image_name")]
         return next((image for image in candidates if image is not None and image.axes
                      and layers.labels_shape(image.axes, image.shape) == mask.shape), None)
 

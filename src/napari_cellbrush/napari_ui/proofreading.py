@@ -442,7 +442,7 @@ class Proofreading(QObject):
             return
         _check(layer, mask)
         if image is not None:
-            layers.note_on(layer, image=image.key, axes=layers.labels_axes(image.axes))
+            layers.note_on(layer, image=image.key, image_name=image.name, axes=layers.labels_axes(image.axes))
         self._histories[mask.key] = History(layer, image, self._session)
 
     def _on_objects_written(self, layer: Labels) -> None:

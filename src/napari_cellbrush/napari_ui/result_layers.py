@@ -191,7 +191,8 @@ class ResultLayers:
             return found
         layer = make()
         # What follows the strokes holds classes as well.
-        layers.note_on(layer, output="classes" if kind == "live" else kind.split()[0], image=image.key)
+        layers.note_on(layer, output="classes" if kind == "live" else kind.split()[0], image=image.key,
+                       image_name=image.name)
         key = self._book.add(layer, above=found or image_layer)
         self._keys[image.key, kind] = key
         if isinstance(layer, Labels):
