@@ -62,7 +62,7 @@ def main() -> None:
         of_images: list[list[ObjectScores]] = []
         chosen = list(images_of(name, arguments.split))
         for _, planes, truth in chosen[:: max(1, len(chosen) // (arguments.images or len(chosen)))]:
-            scale = min(max(DIAMETER_PX / median_diameter(truth), SCALES[0]), SCALES[1])
+            scale = min(max(DIAMETER_PX / (median_diameter(truth) or DIAMETER_PX), SCALES[0]), SCALES[1])
             answer = answered(network, Resampled(planes, scale))
             of_images.append([average_precision(way(answer, scale), truth) for way in WAYS.values()])
         figures = []

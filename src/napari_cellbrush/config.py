@@ -204,11 +204,11 @@ class TrainingConfig(Settings):
 class ObjectsConfig(Settings):
     """How objects are found in class probabilities. A pixel's score is P(cell) minus P(boundary), after smoothing."""
 
-    smoothing_px: float = _setting(1.0, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
+    smoothing_px: float = _setting(2.0, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
                                    "and with them outlines, in pixels as the network sees them; 0 leaves them as they "
                                    "are.", unit="px", ge=0, le=20)
-    seed_score: float = _setting(0.5, "Seeds from", "Connected pixels with at least this score are the start of one "
-                                 "object; higher splits more.", gt=0, lt=1)
+    least_dip: float = _setting(0.4, "Part at dips of", "Two objects are parted where the score between them dips by "
+                                "this much below both; lower parts more.", ge=0.05, le=1)
     neck_px: float = _setting(12.0, "Cut necks", "Without a boundary class, the score falls towards the rim over this "
                               "distance, which parts cells joined by a narrower neck; 0 leaves them together.",
                               unit="px", ge=0, le=200)

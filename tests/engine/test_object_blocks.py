@@ -54,15 +54,15 @@ def test_objects_of_a_class_map_are_those_of_the_whole(shape: tuple[int, int], s
 
 @settings(deadline=None, max_examples=60)
 @given(shape=sizes, seed=seeds, blur=st.sampled_from([0.7, 1.5, 3.0]), block=blocks,
-       smoothing=st.sampled_from([0.0, 0.4, 1.0]), seed_score=st.sampled_from([0.1, 0.5]),
+       smoothing=st.sampled_from([0.0, 0.4, 1.0]), least_dip=st.sampled_from([0.05, 0.3, 0.5]),
        neck=st.sampled_from([0.0, 2.5]), hole=st.sampled_from([0, 5]), clear=st.booleans(),
        names=st.sampled_from([["background", "cell", "boundary"], ["background", "cell"], ["background", "a", "b"]]))
 def test_objects_of_probabilities_are_those_of_the_whole(
-        shape: tuple[int, int], seed: int, blur: float, block: int, smoothing: float, seed_score: float, neck: float,
+        shape: tuple[int, int], seed: int, blur: float, block: int, smoothing: float, least_dip: float, neck: float,
         hole: int, clear: bool, names: list[str]) -> None:
     classes = classes_from_names(names)
     probabilities = random_probabilities(shape, seed, blur, len(classes))
-    config = ObjectsConfig(smoothing_px=smoothing, seed_score=seed_score, neck_px=neck, max_hole_px=hole,
+    config = ObjectsConfig(smoothing_px=smoothing, least_dip=least_dip, neck_px=neck, max_hole_px=hole,
                            min_object_px=0)
     overlap = largest_side(objects_from_probabilities(probabilities, classes, config)) + 1
     config = config.replace(min_object_px=5, clear_border=clear)

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from skimage.measure import label
+from skimage.morphology import local_maxima, reconstruction
 
 from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, ObjectsConfig, classes_from_names
 from napari_cellbrush.engine.annotation import objects_to_classes
@@ -147,6 +149,24 @@ def test_a_boundary_too_faint_to_win_still_parts_two_cells() -> None:
     assert abs(int((ids == 1).sum()) - int((ids == 2).sum())) < 40
 
 
+@given(arrays(np.int8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.integers(-1, 9)),
+       st.integers(2, 8))
+@settings(deadline=None)
+def test_there_is_one_object_for_each_maximum_of_sufficient_dynamics(tenths: NDArray[np.int8], least_dip: int) -> None:
+    inside = tenths >= 0
+    score = np.where(inside, tenths / 10 + 0.05, 0)
+    probabilities = np.stack([1.0 - inside, inside * (1 + score) / 2, inside * (1 - score) / 2]).astype(np.float32)
+    config = ObjectsConfig(smoothing_px=0, max_hole_px=0, min_object_px=0, least_dip=least_dip / 10 - 0.08)
+    ids = objects_from_probabilities(probabilities, DEFAULT_CLASSES, config)
+    # Whatever lies outside is infinitely deep.
+    depths = np.pad(np.where(inside, tenths, -100).astype(np.int32), 1, constant_values=-100)
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
+    # Maxima that shallower dips part become one plateau.
+    levelled = reconstruction(depths - (least_dip - 1), depths, footprint=cross)
+    maxima = local_maxima(levelled, connectivity=1) & (depths > -100)
+    assert ids.max(initial=0) == label(maxima, connectivity=1).max(initial=0)
+
+
 def test_without_a_boundary_class_narrow_necks_are_cut_instead() -> None:
     probabilities = two_discs(40, boundary=0.0)[:2]
     probabilities[:, 27:34, 40:60] = np.array([0.05, 0.95])[:, None, None]
@@ -158,8 +178,8 @@ def test_without_a_boundary_class_narrow_necks_are_cut_instead() -> None:
 def test_a_faint_cell_is_not_lost() -> None:
     probabilities = two_discs(40, boundary=0.0)
     probabilities[:, :, :50] = 0.45 * probabilities[:, :, :50] + np.array([0.275, 0.275, 0])[:, None, None]
-    assert (probabilities[1, :, :50] - probabilities[2, :, :50]).max() < ObjectsConfig(seed_score=0.8).seed_score
-    assert objects_from_probabilities(probabilities, DEFAULT_CLASSES, ObjectsConfig(seed_score=0.8)).max() == 2
+    assert (probabilities[1, :, :50] - probabilities[2, :, :50]).max() < ObjectsConfig(least_dip=0.8).least_dip
+    assert objects_from_probabilities(probabilities, DEFAULT_CLASSES, ObjectsConfig(least_dip=0.8)).max() == 2
 
 
 def test_holes_are_filled_up_to_the_given_width() -> None:

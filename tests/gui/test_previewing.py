@@ -42,7 +42,7 @@ def settled(workspace, person):
 
 
 @pytest.mark.parametrize("settings", [{"min_object_px": 40}, {"smoothing_px": 2.0}, {"clear_border": True},
-                                      {"seed_score": 0.1, "smoothing_px": 1.0}])
+                                      {"least_dip": 0.1, "smoothing_px": 1.0}])
 def test_other_settings_give_what_a_segmentation_with_them_gives(viewer, found, person, image, settings):
     layer = viewer.layers["cells objects"]
     before = layer.data.copy()

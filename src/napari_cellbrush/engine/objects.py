@@ -25,6 +25,8 @@ ObjectIds = NDArray[np.uint16] | NDArray[np.uint32]
 
 #: Heights of the landscape that probabilities are cut into. More do not change the average precision.
 _LEVELS = 64
+#: How exactly the height of a dip is told.
+_DIP_STEP = np.float32(0.1)
 _ROLES: tuple[ClassRole, ...] = ("background", "object", "boundary")
 #: The byte that stands for a probability of 1.
 MOST = 255
@@ -125,10 +127,10 @@ def objects_from_probabilities(
     """Number the objects of class probabilities, by a watershed that starts where a cell is surest.
 
     The score of a pixel is the probability of the object classes less that of the boundary classes, smoothed;
-    without a boundary class it falls towards rims instead, so that necks part cells. Connected pixels with a high
-    score are seeds; a cell without any is a seed as a whole, so that faint cells are not lost. Seeds are flooded
-    downhill over the foreground (marker-based watershed, Beucher and Meyer 1993), then holes are filled. Planes of a
-    stack are looked at one by one.
+    without a boundary class it falls towards rims instead, so that necks part cells. Maxima of the score between which
+    it dips far enough are seeds; a cell without any is a seed as a whole, so that faint cells are not lost. Seeds are
+    flooded downhill over the foreground (marker-based watershed, Beucher and Meyer 1993), then holes are filled.
+    Planes of a stack are looked at one by one.
 
     Parameters
     ----------
@@ -207,7 +209,7 @@ def ids_from_probabilities(probabilities: NDArray[Any], read: Window, window: Wi
     place = window.inside(read)
     winner = _winner(values[(slice(None), *place)], classes)
     foreground, inside, score = foreground[place], inside[place], score[place]
-    seeds = _seeds(score >= config.seed_score, np.where(inside, winner, 0), window.cut())
+    seeds = _seeds(score, np.where(inside, winner, 0), config.least_dip, window.cut())
     heights = np.clip((1 - score) * (_LEVELS / 2), 0, _LEVELS - 1)
     ids = flooded(seeds, np.where(foreground, heights, NEVER).astype(np.uint8))
     return _without_holes(ids, config.max_hole_px)
@@ -301,15 +303,44 @@ def narrowed(ids: NDArray[np.uint32], n_objects: int) -> ObjectIds:
     return ids if n_objects > np.iinfo(np.uint16).max else ids.astype(np.uint16)
 
 
-def _seeds(sure: NDArray[np.bool_], cells: NDArray[np.uint8], cut: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Connected sure pixels, and the cells that have none; never a part of a cell that goes on outside the window."""
-    seeds: NDArray[np.int32] = label(np.where(sure, cells, 0), background=0, connectivity=1).astype(np.int32)
-    pieces: NDArray[np.int32] = label(cells, background=0, connectivity=1).astype(np.int32)
-    lone = np.ones(int(pieces.max(initial=0)) + 1, bool)
-    lone[pieces[seeds > 0]] = False
-    lone[pieces[cut]] = False
-    lone[0] = False
-    return np.where(lone[pieces], pieces + seeds.max(initial=0), seeds).astype(np.int32, copy=False)
+def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], least_dip: float,
+           cut: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """One seed for each maximum from which every way to a higher one falls by ``least_dip`` or more.
+
+    A seed is all that is connected above its maximum less the dip (the dynamics of maxima, Grimaud 1992), in steps of
+    :data:`_DIP_STEP`; a cell whose maximum is lower than the dip is a seed as a whole. Never a seed that goes on
+    outside the window: it may have a higher maximum there, and its object is not looked at here.
+
+    Parameters
+    ----------
+    score
+        YX.
+    cells
+        YX: class of the cell, 0 outside; pixels of different classes never join.
+    least_dip
+        In (0, 1].
+    cut
+        YX: pixels of the window beside which the image goes on.
+    """
+    seeds = np.zeros(cells.shape, np.int32)
+    n_seeds = 0
+    for value in np.unique(cells[cells > 0]):
+        of_class = np.where(cells == value, score, np.float32(-1))
+        for level in np.arange(0, 1 - least_dip + _DIP_STEP, _DIP_STEP, dtype=np.float32):
+            pieces, n_pieces = ndimage.label(of_class >= level)
+            is_seed = np.zeros(n_pieces + 1, bool)
+            if level == 0:
+                is_seed[1:] = True
+            else:
+                is_seed[pieces[of_class >= level + least_dip]] = True
+            is_seed[pieces[of_class >= level + least_dip + _DIP_STEP]] = False
+            is_seed[pieces[cut]] = False
+            is_seed[0] = False
+            numbers = np.where(is_seed, n_seeds + np.cumsum(is_seed), 0).astype(np.int32)
+            found = is_seed[pieces]
+            seeds[found] = numbers[pieces[found]]
+            n_seeds += int(is_seed.sum())
+    return seeds
 
 
 def _without_holes(ids: NDArray[np.int32], max_hole_px: int) -> NDArray[np.int32]:
