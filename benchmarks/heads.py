@@ -47,10 +47,10 @@ from pack import DIAMETER_PX
 N_CLASSES = len(DEFAULT_CLASSES)
 RADIUS_PX = DIAMETER_PX / 2
 #: Smoothing of the distance in network pixels, and how far a maximum rises above its surroundings, in radii.
-DISTANCE_SIGMA_PX, DISTANCE_RISE = 1.0, 0.08
+DISTANCE_SIGMA_PX, DISTANCE_RISE = 1.0, 0.15
 #: Smoothing of the votes in network pixels, distance of two centres in radii, and votes for the least centre, as a
 #: share of the pixels of a disc of one radius.
-VOTES_SIGMA_PX, CENTRES_APART, LEAST_VOTES = 2.0, 0.6, 0.1
+VOTES_SIGMA_PX, CENTRES_APART, LEAST_VOTES = 2.0, 0.9, 0.1
 
 
 def main() -> None:

@@ -204,7 +204,7 @@ class TrainingConfig(Settings):
 class ObjectsConfig(Settings):
     """How objects are found in class probabilities. A pixel's score is P(cell) minus P(boundary), after smoothing."""
 
-    smoothing_px: float = _setting(2.0, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
+    smoothing_px: float = _setting(1.5, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
                                    "and with them outlines, in pixels as the network sees them; 0 leaves them as they "
                                    "are.", unit="px", ge=0, le=20)
     least_dip: float = _setting(0.4, "Part at dips of", "Two objects are parted where the score between them dips by "

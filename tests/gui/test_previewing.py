@@ -107,7 +107,7 @@ def test_accepted_objects_stay_and_other_settings_change_nothing(viewer, found, 
     number = found.session.correction.current
     person.key(Qt.Key.Key_A)
     kept = layer.data == number
-    change(found, min_object_px=5000)
+    change(found, min_object_px=100_000)
     person.wait(lambda: "with these settings" in found.session.segmentation.notice.text)
     settled(found, person)
     np.testing.assert_array_equal(layer.data == number, kept)
