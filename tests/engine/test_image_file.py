@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -376,3 +377,19 @@ def test_a_compression_without_decoder_says_what_to_install(tmp_path: Path, monk
     monkeypatch.setattr(tifffile.TiffPage, "asarray", fail)
     with pytest.raises(ImageError, match=r"a\.tif.*pip install imagecodecs"):
         planes.read((), slice(0, 5), slice(0, 5))
+
+
+@pytest.mark.parametrize("n_page", [0, 1])
+def test_a_strip_that_claims_more_than_the_file_has_is_refused_before_it_takes_memory(
+        tmp_path: Path, n_page: int) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((2, 30, 40), np.uint8), compression="zlib", metadata={"axes": "ZYX"})
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[n_page].tags["StripByteCounts"].overwrite(3_000_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match=r"claims a strip or tile of 3,000,000,000 bytes"):
+            np.asarray(open_labels(path, "ZYX")[1])
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()

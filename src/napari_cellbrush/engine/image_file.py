@@ -242,6 +242,14 @@ def _check_claim(path: Path, series: tifffile.TiffPageSeries) -> None:
                          f"but the file has {size:,} bytes", "It is truncated or damaged: get it again")
 
 
+def _check_pieces(path: Path, page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
+    """Refuse strips or tiles that claim more bytes than the file has: to read them takes the memory they claim."""
+    size, longest = path.stat().st_size, max(page.databytecounts, default=0)
+    if longest > size:
+        raise ImageError(f"{path.name} claims a strip or tile of {longest:,} bytes, but the file has {size:,} bytes",
+                         "It is truncated or damaged: get it again")
+
+
 def _tiff_data(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Any:
     if series.dataoffset is not None and not series.is_multifile and series.transform is None:
         dtype = series.dtype.newbyteorder(tiff.byteorder)
@@ -250,6 +258,8 @@ def _tiff_data(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSer
     if n_there < n_pieces:
         raise ImageError(f"{path.name} announces {n_pieces:,} strips or tiles a page, but says where {n_there:,} are",
                          "It is truncated or damaged: get it again")
+    if not series.is_multifile:
+        _check_pieces(path, series.keyframe)
     if series.keyframe.nbytes <= _LARGEST_PAGE and _pages_fill(series):
         return _TiffPages(path, tiff, series)
     zarr = _zarr(path, f"{path.name} is compressed and large, reading it piece by piece")
@@ -296,8 +306,11 @@ class _TiffPages:
     def _decoded(self, number: int) -> NDArray[Any]:
         with _reading(self._path, "TIFF"), self._lock:
             page = self._pages[number]
-            # A page that an OME file announces and does not hold is black, as the OME model says.
-            return np.zeros(self._page_shape, self.dtype) if page is None else page.asarray()
+            if page is None:
+                # A page that an OME file announces and does not hold is black, as the OME model says.
+                return np.zeros(self._page_shape, self.dtype)
+            _check_pieces(Path(page.parent.filehandle.path), page)
+            return page.asarray()
 
 
 def _full_key(key: Any, ndim: int) -> tuple[Any, ...]:

@@ -33,8 +33,8 @@ from napari_cellbrush.napari_ui.live_panel import LivePanel
 from napari_cellbrush.session import MaskEntry, Notice, Phase, axes_in_words
 
 LARGEST_BRUSH_PX = 100
-_HOW_IT_WORKS = ("What you leave unpainted (0) is not taken for background. So paint some background too: it is a "
-                 "class of its own.\n\nWhat a class counts as matters where cells are numbered (Segment, Result: "
+_HOW_IT_WORKS = ("What you leave unpainted (0) is unlabelled, not background. So paint some background too: it is "
+                 "a class of its own.\n\nWhat a class counts as matters where cells are numbered (Segment, Result: "
                  "Objects). Each piece of an object class becomes one cell; a boundary keeps touching cells apart."
                  "\n\nYou can also teach with whole cells, each with a number of its own: Correct, Paint objects.")
 
