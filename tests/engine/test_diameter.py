@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.measure import label, regionprops
 from tests.engine.test_inference import make_model
 
-from napari_cellbrush.config import InferenceConfig
+from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, classes_from_names
 from napari_cellbrush.engine import diameter
+from napari_cellbrush.engine.annotation import collect_annotation
 from napari_cellbrush.engine.device import Device
-from napari_cellbrush.engine.diameter import measured_diameter, object_diameter
+from napari_cellbrush.engine.diameter import Painted, diameter_on_strokes, measured_diameter, object_diameter
 from napari_cellbrush.engine.inference import segment_array, segment_planes
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
@@ -37,7 +41,7 @@ def knows_discs_of_24_px(monkeypatch: pytest.MonkeyPatch) -> None:
     margin = MODEL.network.geometry.margin
 
     def predict(self: TilePredictor, window: NDArray[np.float32]) -> NDArray[np.float32]:
-        image = window[0, margin:-margin, margin:-margin]
+        image = window[0]
         probabilities = np.zeros((3, *image.shape), np.float32)
         probabilities[0] = 1
         ids = label(image > 0.5)
@@ -45,7 +49,7 @@ def knows_discs_of_24_px(monkeypatch: pytest.MonkeyPatch) -> None:
             octaves = np.log2(max(region.equivalent_diameter_area, 1) / 24)
             sure = 0.5 + 0.5 * np.exp(-(octaves**2))
             probabilities[:, ids == region.label] = np.array([1 - sure, sure, 0], np.float32)[:, None]
-        return probabilities
+        return probabilities[:, margin:-margin, margin:-margin]
 
     monkeypatch.setattr(TilePredictor, "predict", predict)
 
@@ -75,6 +79,36 @@ def test_a_network_that_is_sure_of_nothing_gives_no_diameter(monkeypatch: pytest
 def test_the_middle_plane_of_a_stack_is_measured() -> None:
     stack = np.stack([discs(60), discs(30), discs(10)])
     assert measured_diameter(MODEL, Planes(stack, "ZYX"), CPU) == pytest.approx(30, rel=0.25)
+
+
+@pytest.mark.usefixtures("knows_discs_of_24_px")
+@pytest.mark.parametrize("true_px", [9.0, 15.0, 25.0, 40.0, 70.0, 110.0])
+def test_strokes_tell_the_diameter_of_what_is_painted(true_px: float) -> None:
+    image = discs(true_px)
+    planes = Planes(image, "YX")
+    found = diameter_on_strokes(MODEL, [planes], painted(planes, image), CPU)
+    assert found == pytest.approx(true_px, rel=0.3)
+    assert object_diameter(MODEL, [planes], 0, CPU, painted=painted(planes, image)) == found
+    assert object_diameter(MODEL, [planes], 12, CPU, painted=painted(planes, image)) == 12
+
+
+@pytest.mark.usefixtures("knows_discs_of_24_px")
+def test_strokes_that_the_network_contradicts_at_every_scale_tell_nothing() -> None:
+    image = discs(25)
+    planes = Planes(image, "YX")
+    wrong = painted(planes, 1 - image)
+    assert diameter_on_strokes(MODEL, [planes], wrong, CPU) is None
+    assert object_diameter(MODEL, [planes], 0, CPU, painted=wrong) == pytest.approx(25, rel=0.25)
+    other = replace(wrong, classes=classes_from_names(["background", "axon"]))
+    assert diameter_on_strokes(MODEL, [planes], other, CPU) is None
+
+
+def painted(planes: Planes, inside: NDArray[np.float32]) -> Painted:
+    """Horizontal dashes over the whole image, but for rims: background is 1, cell is 2."""
+    rows = np.arange(inside.shape[0])[:, None]
+    rim = ndimage.maximum_filter(inside, 5) != ndimage.minimum_filter(inside, 5)
+    labels = np.where((rows % 16 == 4) & ~rim, 1 + (inside > 0.5), 0).astype(np.uint8)
+    return Painted(collect_annotation([planes], [labels], DEFAULT_CLASSES), DEFAULT_CLASSES)
 
 
 @pytest.mark.parametrize(("shape", "axes"), [((3, 400), "YX"), ((400, 3), "YX"), ((1, 1, 30), "TYX"),
@@ -128,6 +162,8 @@ def test_a_measurement_can_be_stopped_between_tiles(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(diameter, "_looked_at", look)
     assert object_diameter(MODEL, [Planes(discs(20), "YX")], 0, CPU, stop) is None
     assert len(seen) == 2
+    planes = Planes(discs(20), "YX")
+    assert diameter_on_strokes(MODEL, [planes], painted(planes, discs(20)), CPU, stop) is None
 
 
 def test_an_image_that_cannot_be_read_says_so() -> None:

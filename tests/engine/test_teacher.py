@@ -34,7 +34,7 @@ def images(base: Model) -> Tensor:
 def teacher(base: Model, classes: tuple[ClassDefinition, ...] = DEFAULT_CLASSES, device: Device = CPU) -> Teacher:
     found = teacher_for(base, 1, classes, TrainingConfig(base_weight=2), device)
     assert found is not None
-    found.score = 1.0
+    found.trust(1.0, 1.0)
     return found
 
 
@@ -62,17 +62,20 @@ def test_only_unlabelled_pixels_are_taught(base: Model, images: Tensor) -> None:
     assert float(asked.loss(answer, logits.detach(), torch.ones_like(labels))) == 0
 
 
-def test_a_base_counts_by_the_square_of_its_score(base: Model, images: Tensor) -> None:
+def test_a_base_counts_by_the_square_of_its_score_and_less_beside_many_strokes(base: Model, images: Tensor) -> None:
     asked = teacher(base)
     answer = asked.answer(images)
     labels = torch.zeros(answer[:, 0].shape, dtype=torch.long)
 
-    def loss(score: float) -> float:
-        asked.score = score
+    def loss(score: float, strokes_per_class: float) -> float:
+        asked.trust(score, strokes_per_class)
         return float(asked.loss(answer, torch.zeros_like(answer), labels))
 
-    assert loss(0.5) == pytest.approx(loss(1.0) / 4)
-    assert loss(0.0) == 0 < loss(1.0)
+    assert loss(0.5, 4) == pytest.approx(loss(1.0, 4) / 4)
+    assert loss(1.0, 20) == pytest.approx(loss(1.0, 5) / 4)
+    assert loss(0.0, 4) == 0 < loss(1.0, 4)
+    asked.trust(0.0, 4)
+    assert not asked.is_heard
 
 
 def test_a_base_with_other_channels_answers_as_for_the_image(base: Model, images: Tensor) -> None:

@@ -84,6 +84,11 @@ class Annotation:
         return sum(int(ndimage.label(plane.labels == number + 1, _EIGHT_NEIGHBOURS)[1])
                    for plane in self.planes for number in range(self.n_classes))
 
+    @cached_property
+    def strokes_per_class(self) -> float:
+        """Mean over the painted classes. Long strokes count piece by piece, as training visits them."""
+        return float(np.mean([len(strokes) for strokes in _strokes_per_class(self) if strokes]))
+
     def name_of(self, number: int) -> str:
         """A class in words."""
         return f"'{self.class_names[number]}'" if self.class_names else f"number {number + 1}"

@@ -331,7 +331,7 @@ class _Continuous:
                 return False
             self._base_score = scored.iou
             if self._teacher:
-                self._teacher.score = scored.iou
+                self._teacher.trust(scored.iou, self._split.train.strokes_per_class)
         if self._best is not None and not self._is_best_scored:
             scored = self._measure(self._best.network)
             if scored is None:

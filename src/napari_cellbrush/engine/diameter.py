@@ -1,12 +1,15 @@
 """How large the objects of an image are, by which it is rescaled for a network that knows objects of one size.
 
 Where nobody says it, the network itself is asked: shown the same place at several scales, it is surest, and finds
-objects of the size it knows, at the right one.
+objects of the size it knows, at the right one. Where somebody painted, it need not be sure but right: at the right
+scale the strokes are likeliest for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -14,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import clear_border
 
-from napari_cellbrush.config import InferenceConfig
+from napari_cellbrush.config import ClassDefinition, InferenceConfig
+from napari_cellbrush.engine.annotation import Annotation, StrokeSampler
 from napari_cellbrush.engine.device import Device
-from napari_cellbrush.engine.model import Model
+from napari_cellbrush.engine.model import Model, meant_classes
 from napari_cellbrush.engine.objects import objects_from_classes
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.predictor import TilePredictor, most_probable
@@ -36,6 +40,10 @@ _TOLERANCE_OCTAVES = 0.5
 _LEAST_SHARE = 0.25
 #: Smaller spots are noise, in network pixels.
 _LEAST_DIAMETER_PX = 6.0
+#: So many strokes of each class are looked at, each in a window that answers at least so many network pixels.
+_STROKES_PER_CLASS, _STROKE_WINDOW_PX = 2, 84
+#: Probabilities below this are not told apart: one pixel that is surely wrong shall not outweigh all others.
+_LEAST_PROBABILITY = 1e-3
 
 
 def median_diameter(instances: NDArray[np.integer[Any]]) -> float:
@@ -44,9 +52,19 @@ def median_diameter(instances: NDArray[np.integer[Any]]) -> float:
     return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Painted:
+    """Strokes on the images, at the images' scale, and what they mean."""
+
+    annotation: Annotation
+    classes: tuple[ClassDefinition, ...]
+
+
 def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device,
-                    stop: StopToken | None = None) -> float | None:
+                    stop: StopToken | None = None, painted: Painted | None = None) -> float | None:
     """Diameter of the objects, in image pixels: stated, known from the model's tuning, or measured.
+
+    Measured on the strokes, if there are any of classes that the model knows, else on the images alone.
 
     Returns
     -------
@@ -58,6 +76,9 @@ def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, de
         return None
     if stated_px or model.card.image_diameter_px:
         return stated_px or model.card.image_diameter_px
+    on_strokes = diameter_on_strokes(model, images, painted, device, stop) if painted else None
+    if on_strokes:
+        return on_strokes
     found = [diameter for image in images if (diameter := measured_diameter(model, image, device, stop))]
     return float(np.median(found)) if found else None
 
@@ -91,6 +112,91 @@ def measured_diameter(model: Model, planes: Planes, device: Device, stop: StopTo
         if best > _ENOUGH_EVIDENCE:
             break
     return diameter
+
+
+def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted, device: Device,
+                        stop: StopToken | None = None) -> float | None:
+    """Typical diameter of the painted objects, in image pixels: that at which strokes are likeliest for the model.
+
+    A few strokes of each class are shown at six scales, always the same pixels of them. Near the best of the scales the
+    loss is taken for a parabola of their logarithm.
+
+    Parameters
+    ----------
+    model
+        With a ``diameter_px`` on its card.
+    images, painted
+        The images, and the strokes on them.
+    device
+        Where to compute; about 36 small tiles.
+    stop
+        Looked at before every tile.
+
+    Returns
+    -------
+    float or None
+        None for classes that the model does not know, if no scale explains the strokes better than chance, or if
+        stopped.
+    """
+    meant = meant_classes(model.card.classes, painted.classes)
+    if meant is None:
+        return None
+    planes, n_painted = painted.annotation.planes, len(painted.annotation.painted_classes)
+    places = StrokeSampler(painted.annotation, 0).next_centres(_STROKES_PER_CLASS * n_painted)
+    predictors = {number: TilePredictor(model.for_channels(images[number].n_channels), images[number].normalisation(),
+                                        device, InferenceConfig()) for number in {plane.image for plane in planes}}
+    losses = []
+    for scale in sorted(_SCALES):
+        of_places = []
+        for position, row, column in places:
+            if stop and stop.stopped:
+                return None
+            plane = planes[position]
+            look = _Look(predictors[plane.image], model, Resampled(images[plane.image], scale), meant.numpy())
+            of_places.append(look.loss(plane.index, plane.labels, row, column))
+        losses.append(float(np.mean(of_places)))
+    if min(losses) >= math.log(n_painted):
+        return None
+    return (model.card.diameter_px or 1.0) / 2 ** _lowest(np.log2(sorted(_SCALES)), losses)
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What a network says of painted places at one scale."""
+
+    predictor: TilePredictor
+    model: Model
+    source: Resampled
+    #: Known classes × painted classes.
+    meant: NDArray[np.float32]
+
+    def loss(self, index: tuple[int, ...], labels: NDArray[np.uint8], row: int, column: int) -> float:
+        """Mean over the classes painted near a pixel of the mean −log p of theirs."""
+        scale, geometry = self.source.scale, self.model.network.geometry
+        size = geometry.input_size_for(_STROKE_WINDOW_PX)
+        side = geometry.output_size(size)
+        # The same pixels of the image at each scale: as many as the most enlarged window shows.
+        reach = int(side / 2 / max(_SCALES)) - 1
+        box = tuple(slice(max(0, at - reach), at + reach + 1) for at in (row, column))
+        rows, columns = (at + part.start for at, part in zip(np.nonzero(labels[box]), box, strict=True))
+        top, left = (int((at + 0.5) * scale) - side // 2 for at in (row, column))
+        window = self.source.read_mirrored(index, top - geometry.margin, left - geometry.margin, size, size)
+        said = np.einsum("jhw,jk->khw", self.predictor.predict(window), self.meant)
+        classes = labels[rows, columns] - 1
+        at_rows, at_columns = (np.clip(((at + 0.5) * scale).astype(np.intp) - start, 0, side - 1)
+                               for at, start in ((rows, top), (columns, left)))
+        surprise = -np.log(np.maximum(said[classes, at_rows, at_columns], _LEAST_PROBABILITY))
+        return float(np.mean([surprise[classes == one].mean() for one in np.unique(classes)]))
+
+
+def _lowest(places: NDArray[np.float64], values: Sequence[float]) -> float:
+    """Where the parabola through the lowest value and its neighbours is lowest; at an end, that end."""
+    best = int(np.argmin(values))
+    if best in (0, len(values) - 1):
+        return float(places[best])
+    curvature, slope, _ = np.polyfit(places[best - 1 : best + 2], values[best - 1 : best + 2], 2)
+    # Three equal values make no parabola.
+    return float(-slope / (2 * curvature)) if curvature > 0 else float(places[best])
 
 
 def _richest_place(planes: Planes, index: tuple[int, ...]) -> tuple[float, float]:

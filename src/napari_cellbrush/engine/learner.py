@@ -33,7 +33,7 @@ class Learner:
     config, device
         How to learn, and where.
     teacher
-        Who says what unlabelled pixels are, if anybody; heard as soon as its score is set.
+        Who says what unlabelled pixels are, if anybody; heard as soon as it is trusted.
     """
 
     def __init__(self, start: Model, config: TrainingConfig, device: Device, teacher: Teacher | None = None) -> None:
@@ -158,7 +158,7 @@ class Learner:
             for part, truth, weight in zip(images.chunk(n), labels.chunk(n),
                                            weights.chunk(n) if weights is not None else [None] * n, strict=False):
                 # Before the network's own features, so that never both are in memory.
-                answer = self._teacher.answer(part) if self._teacher and self._teacher.score else None
+                answer = self._teacher.answer(part) if self._teacher and self._teacher.is_heard else None
                 with autocast(self.device):
                     logits = class_logits(self.network(part)).float()
                 loss = segmentation_loss(logits, truth, config.loss, config.class_balance, weight)

@@ -7,6 +7,7 @@ The card holds everything needed to use the network rightly on a new image; the 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -190,6 +191,28 @@ def with_dropout(model: Model, dropout: float) -> Model:
 def knows_all(model: Model, classes: tuple[ClassDefinition, ...]) -> bool:
     """Whether every class has a name that the model was trained for."""
     return len(known_classes(model, classes)) == len(classes)
+
+
+def meant_classes(known: Sequence[ClassDefinition], classes: Sequence[ClassDefinition]) -> Tensor | None:
+    """How answers about known classes become answers about others.
+
+    Returns
+    -------
+    Tensor or None
+        Known classes × classes: 1 where one means the other. The boundary of objects, where nobody asks for it, is
+        theirs. None where a class is not known, or a known one could be any of several.
+    """
+    names = [definition.name for definition in classes]
+    objects = [number for number, definition in enumerate(classes) if definition.role == "object"]
+    meant = torch.zeros(len(known), len(classes))
+    for number, definition in enumerate(known):
+        if definition.name in names:
+            meant[number, names.index(definition.name)] = 1
+        elif definition.role == "boundary" and len(objects) == 1:
+            meant[number, objects[0]] = 1
+        else:
+            return None
+    return meant if bool(meant.any(dim=0).all()) else None
 
 
 def known_classes(model: Model, classes: tuple[ClassDefinition, ...]) -> frozenset[int]:

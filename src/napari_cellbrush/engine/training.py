@@ -24,7 +24,7 @@ from napari_cellbrush.config import ClassDefinition, TrainingConfig
 from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, collect_annotation, hold_out, rescaled
 from napari_cellbrush.engine.device import Device, choose_device, is_out_of_memory
-from napari_cellbrush.engine.diameter import object_diameter
+from napari_cellbrush.engine.diameter import Painted, object_diameter
 from napari_cellbrush.engine.held_out import HeldOut, HeldOutScore
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import (
@@ -188,7 +188,8 @@ def _train(
         kept.restore({"course": course})
         began -= course.seconds
     else:
-        course.diameter_px = object_diameter(base, images, config.diameter_px, device, stop)
+        course.diameter_px = object_diameter(base, images, config.diameter_px, device, stop,
+                                             Painted(split.train, classes))
         if stop.stopped:
             # Nobody may go on from a state without the diameter that was being measured.
             state_file = None
@@ -215,7 +216,7 @@ def _train(
         course.base_score = held_out.iou(learner.averaged, stop) if held_out else None
         course.teacher_score = trusted.iou(learner.averaged, stop) if trusted else None
     if teacher:
-        teacher.score = course.teacher_score or 0.0
+        teacher.trust(course.teacher_score or 0.0, learnt.strokes_per_class)
     yield TrainingStarted(
         device.name, learner.precision, config.max_steps, split.train.n_pixels,
         split.validation.n_pixels if split.validation else 0, split.reason, course.base_score, course.diameter_px,

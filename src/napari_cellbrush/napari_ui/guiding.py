@@ -9,7 +9,6 @@ import numpy as np
 from napari.layers import Image, Labels, Layer
 from qtpy.QtCore import QObject
 
-from napari_cellbrush.engine.suggestions import REACH_PX, Place, Slip
 from napari_cellbrush.engine.tiling import Region
 from napari_cellbrush.errors import AnnotationError, CellbrushError
 from napari_cellbrush.events import InferenceEvent, TileSegmented
@@ -21,12 +20,13 @@ from napari_cellbrush.session import Advice, ImageEntry
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.guide import Guide, ModelAnswers
+    from napari_cellbrush.engine.suggestions import Place, Slip
     from napari_cellbrush.napari_ui.workbench import Workbench
 
 #: Side of the part of a plane that is looked over, around what the view shows.
 WINDOW_PX = 1536
-#: What the view shows around a place, at least.
-_SURROUNDINGS_PX = 4 * REACH_PX
+#: How far the view shows around a place at least, in half strokes.
+_SURROUNDINGS = 4
 
 
 class Guiding(QObject):
@@ -69,7 +69,7 @@ class Guiding(QObject):
     def go_to_slip(self, slip: Slip) -> None:
         """Show a stroke that is probably wrong."""
         if self._image is not None and self._answers is not None:
-            self._show(Place(slip.row, slip.column, 0.0))
+            self._show(slip)
 
     # ------------------------------------------------------------------------------------------------ looking
 
@@ -133,13 +133,15 @@ class Guiding(QObject):
 
     # ------------------------------------------------------------------------------------------------ showing
 
-    def _show(self, place: Place) -> None:
+    def _show(self, place: Place | Slip) -> None:
         """Bring a place to the middle of the view, near enough to paint."""
+        from napari_cellbrush.engine.suggestions import REACH_PX
+
         layer = self._bench.annotating.layer_of(self._image.key) if self._image else None
         if layer is None or self._image is None or self._answers is None:
             return
-        box = tuple(slice(int(at - _SURROUNDINGS_PX), int(at + _SURROUNDINGS_PX) + 1)
-                    for at in (place.row, place.column))
+        reach = _SURROUNDINGS * REACH_PX
+        box = tuple(slice(int(at - reach), int(at + reach) + 1) for at in (place.row, place.column))
         show_box(self._bench.book.viewer, layer, layers.mask_axes(layer), self._answers.index, (box[0], box[1]))
 
     def _show_unsure(self, guide: Guide) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QSignalBlocker, Signal
 from qtpy.QtWidgets import QCheckBox, QPushButton, QVBoxLayout, QWidget
 
 from napari_cellbrush.config import ClassDefinition
-from napari_cellbrush.engine.suggestions import Slip
 from napari_cellbrush.napari_ui.controls import NoticeLabel, wrapped_label
 from napari_cellbrush.session import Advice, Notice, Run
+
+if TYPE_CHECKING:
+    from napari_cellbrush.engine.suggestions import Slip
 
 _TIP = ("Moves the view to where the model is unsure, far from what you have painted (key N). With Live on, places "
         "where the live mask and the model disagree count more.")
