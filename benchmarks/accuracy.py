@@ -75,10 +75,13 @@ def main() -> None:
 
 
 def zero_shot(model: Model, name: str, arguments: argparse.Namespace) -> str:
-    began = time.perf_counter()
-    found = measured(model, name, arguments.images, arguments.diameter == "true")
-    seconds = (time.perf_counter() - began) / found.n_pixels * 1e6
+    return row_of(name, measured(model, name, arguments.images, arguments.diameter == "true"))
+
+
+def row_of(name: str, found: Measured) -> str:
+    """Of the table of what a model does without strokes."""
     figures = " | ".join(f"{figure:.3f}" for figure in found.figures)
+    seconds = found.seconds / found.n_pixels * 1e6
     return f"| {name} | {len(found.of_images)} | {found.seg.n_objects} | {figures} | {seconds:.2f} |"
 
 
@@ -107,6 +110,8 @@ class Measured:
     of_images: tuple[ObjectScores, ...]
     seg: SegScore
     n_pixels: int
+    #: For segmenting and comparing.
+    seconds: float
 
     @property
     def figures(self) -> tuple[float, ...]:
@@ -120,13 +125,13 @@ class Measured:
 
 def measured(model: Model, name: str, n_images: int, true_diameter: bool = False) -> Measured:
     """Segment the first ``n_images`` bench images of a set, 0 for all, and compare objects with the truth."""
-    parts = []
+    parts, began = [], time.perf_counter()
     for _, planes, truth in islice(images_of(name, "bench"), n_images or None):
         config = InferenceConfig(diameter_px=median_diameter(truth) if true_diameter else 0)
         objects = segment_array(model, planes, "objects", config=config)
         parts.append((average_precision(objects, truth), seg_score(objects, truth), truth.size))
     scores, segs, sizes = zip(*parts, strict=True)
-    return Measured(scores, reduce(add, segs), sum(sizes))
+    return Measured(scores, reduce(add, segs), sum(sizes), time.perf_counter() - began)
 
 
 def images_of(name: str, split: str) -> Iterator[tuple[str, Planes, NDArray[Any]]]:

@@ -5,7 +5,8 @@
 
 A simulated annotator paints N strokes per class on one or two training images; with ``--rounds`` it then looks at the
 answer and paints as many again on the largest errors, and everybody learns anew from all strokes. Mean intersection
-over union of the classes is measured on other images, with the spread over seeds. The arms:
+over union of the classes is measured on other images, with the spread over seeds; where the truth has objects, their
+average precision at 0.5 as well, of the plugin's own objects and of the forest's connected components. The arms:
 
 - ``forest``: a random forest on multi-scale filters, as ilastik and Labkit have;
 - ``cellbrush``: the bundled weights, tuned with the plugin's defaults;
@@ -22,27 +23,39 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from accuracy import STROKE_SETS, as_classes, read
 from annotator import correct, paint
+from ingredients import INGREDIENTS, segment_flipped
 from numpy.typing import NDArray
 from random_forest import RandomForest
 
-from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, TrainingConfig, classes_from_names
+from napari_cellbrush.config import (
+    DEFAULT_CLASSES,
+    ClassDefinition,
+    ObjectsConfig,
+    TrainingConfig,
+    classes_from_names,
+)
 from napari_cellbrush.engine.device import choose_device
 from napari_cellbrush.engine.inference import segment_array
-from napari_cellbrush.engine.metrics import class_iou
+from napari_cellbrush.engine.metrics import average_precision, class_iou
 from napari_cellbrush.engine.model import Model, knows_all
 from napari_cellbrush.engine.model_file import find_model, read_model
+from napari_cellbrush.engine.objects import objects_from_classes
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.training import scratch_model, train
 from napari_cellbrush.events import run_to_end
 
 ARMS = ("untuned", "forest", "cellbrush", "scratch", "full")
+#: The row of the ablation in which the answer is a mean over mirror images.
+FLIPS = "test-time flips"
 #: What the recipe is without one of its ingredients, or with one more.
 ABLATION: dict[str, dict[str, Any]] = {
     "the defaults": {},
@@ -61,6 +74,8 @@ ABLATION: dict[str, dict[str, Any]] = {
     "rate × 3": {"learning_rate": 9e-4},
     "border weights": {"border_weight": 10},
     "cross-entropy and Dice": {"loss": "cross_entropy_dice"},
+    FLIPS: {},
+    **{name: {} for name in INGREDIENTS},
 }
 
 
@@ -72,7 +87,33 @@ class Task:
     classes: tuple[ClassDefinition, ...]
     painted: tuple[Planes, ...]
     painted_truth: tuple[NDArray[np.uint8], ...]
-    measured: tuple[tuple[Planes, NDArray[np.uint8]], ...]
+    measured: tuple[Measured, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An image with its truth: classes, and objects where the set has any."""
+
+    image: Planes
+    classes: NDArray[np.uint8]
+    objects: NDArray[Any] | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How an arm answers an image: with a class map, and with objects."""
+
+    classes: Callable[[Planes], NDArray[np.uint8]]
+    objects: Callable[[Planes], NDArray[Any]]
+
+    @classmethod
+    def of(cls, model: Model) -> Answer:
+        """What the plugin answers."""
+        return cls(partial(segment_array, model), lambda image: segment_array(model, image, "objects"))
+
+
+#: Intersection over union of the classes, average precision of objects, and seconds; NaN where there is none.
+Figures = tuple[float, float, float]
 
 
 def main() -> None:
@@ -89,8 +130,8 @@ def main() -> None:
 
 def print_arms(base: Model, arguments: argparse.Namespace) -> None:
     """Every arm on the same strokes, round by round."""
-    print("| set | strokes per class | labelled | " + " | ".join(f"{arm} | s" for arm in arguments.arms) + " |")
-    print("|" + "---|" * (3 + 2 * len(arguments.arms)))
+    print("| set | strokes per class | labelled | " + " | ".join(f"{arm} | AP50 | s" for arm in arguments.arms) + " |")
+    print("|" + "---|" * (3 + 3 * len(arguments.arms)))
     for task in map(task_of, arguments.sets):
         for n_strokes in arguments.strokes:
             rows = defaultdict(list)
@@ -105,18 +146,19 @@ def print_arms(base: Model, arguments: argparse.Namespace) -> None:
 
 
 def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argparse.Namespace
-           ) -> list[tuple[int, float, dict[str, tuple[float, float]]]]:
-    """Number of the round, labelled share, and each arm's score and seconds."""
+           ) -> list[tuple[int, float, dict[str, Figures]]]:
+    """Number of the round, labelled share, and each arm's figures."""
     random = np.random.default_rng(seed)
     share = max(1, n_strokes // len(task.painted))
     labels = [paint(truth, share, random) for truth in task.painted_truth]
-    done: list[tuple[int, float, dict[str, tuple[float, float]]]] = []
+    done: list[tuple[int, float, dict[str, Figures]]] = []
     for n_round in range(1, arguments.rounds + 1):
         arms, tuned = {}, base
         for arm in arguments.arms:
             began = time.perf_counter()
             answer, model = learnt(arm, base, task, labels, seed, arguments)
-            arms[arm] = score(answer, task), time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            arms[arm] = (*score(answer, task), seconds) if answer else (float("nan"), float("nan"), seconds)
             tuned = model if arm == "cellbrush" and model else tuned
         fraction = sum(np.count_nonzero(part) for part in labels) / sum(part.size for part in labels)
         done.append((n_round, fraction, arms))
@@ -127,11 +169,11 @@ def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argpar
 
 
 def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], seed: int,
-           arguments: argparse.Namespace) -> tuple[Any, Model | None]:
-    """A function from an image to its class map, None where the arm has no answer; and the model, if it is one."""
+           arguments: argparse.Namespace) -> tuple[Answer | None, Model | None]:
+    """None where the arm has no answer; and the model, if it is one."""
     if arm == "forest":
         forest = RandomForest(seed=seed).fit([_cyx(image) for image in task.painted], labels)
-        return lambda image: forest.predict(_cyx(image)), None
+        return _forest_answer(forest, task.classes), None
     config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps)
     if arm == "untuned":
         model = base if knows_all(base, task.classes) else None
@@ -139,7 +181,14 @@ def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]
         model = tune(scratch_model(task.classes, task.painted[0].n_channels, config), task, labels, config)
     else:
         model = tune(base, task, task.painted_truth if arm == "full" else labels, config)
-    return (lambda image: segment_array(model, image)) if model else None, model
+    return Answer.of(model) if model else None, model
+
+
+def _forest_answer(forest: RandomForest, classes: Sequence[ClassDefinition]) -> Answer:
+    def answer(image: Planes) -> NDArray[np.uint8]:
+        return forest.predict(_cyx(image))
+
+    return Answer(answer, lambda image: objects_from_classes(answer(image), classes, ObjectsConfig().min_object_px))
 
 
 def tune(base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], config: TrainingConfig) -> Model:
@@ -147,11 +196,18 @@ def tune(base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], config: T
     return run_to_end(train(base, task.painted, labels, config, classes=task.classes)).model
 
 
-def score(answer: Any, task: Task) -> float:
+def score(answer: Answer, task: Task) -> tuple[float, float]:
+    """Means over the measured images: the classes' mean intersection over union; average precision of objects."""
+    return class_score(answer.classes, task), float(np.mean([
+        float("nan") if measured.objects is None
+        else average_precision(answer.objects(measured.image), measured.objects, (0.5,)).average_precision[0]
+        for measured in task.measured]))
+
+
+def class_score(answer: Callable[[Planes], NDArray[np.uint8]], task: Task) -> float:
     """Mean over the measured images of the classes' mean intersection over union."""
-    if answer is None:
-        return float("nan")
-    return float(np.mean([class_iou(answer(image), truth, len(task.classes)).mean for image, truth in task.measured]))
+    return float(np.mean([class_iou(answer(measured.image), measured.classes, len(task.classes)).mean
+                          for measured in task.measured]))
 
 
 def print_ablation(base: Model, arguments: argparse.Namespace) -> None:
@@ -162,23 +218,24 @@ def print_ablation(base: Model, arguments: argparse.Namespace) -> None:
     print("| recipe | " + " | ".join(f"{task.name} | Δ" for task in tasks) + " |\n|" + "---|" * (1 + 2 * len(tasks)))
     scores: dict[str, NDArray[np.float64]] = {}
     for variant in arguments.variants:
-        scores[variant] = np.array([[_ablated(base, task, ABLATION[variant], n_strokes, seed, arguments)
-                                     for seed in range(arguments.seeds)] for task in tasks])
+        with INGREDIENTS.get(variant, nullcontext)():
+            scores[variant] = np.array([[_ablated(base, task, variant, n_strokes, seed, arguments)
+                                         for seed in range(arguments.seeds)] for task in tasks])
         change = scores[variant] - scores[arguments.variants[0]]
         cells = [f"{_spread(of)} | {_spread(delta, sign=True)}" for of, delta in
                  zip(scores[variant], change, strict=True)]
         print(f"| {variant} | {' | '.join(cells)} |", flush=True)
 
 
-def _ablated(base: Model, task: Task, change: dict[str, Any], n_strokes: int, seed: int,
-             arguments: argparse.Namespace) -> float:
+def _ablated(base: Model, task: Task, variant: str, n_strokes: int, seed: int, arguments: argparse.Namespace) -> float:
+    change = ABLATION[variant]
     random = np.random.default_rng(seed)
     share = max(1, n_strokes // len(task.painted))
     labels = [paint(truth, share, random) for truth in task.painted_truth]
     config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps)
     nested = {"augmentation": {**config.augmentation.model_dump(), **change.get("augmentation", {})}}
     model = tune(base, task, labels, config.replace(**{**change, **nested}))
-    return score(lambda image: segment_array(model, image), task)
+    return class_score(partial(segment_flipped if variant == FLIPS else segment_array, model), task)
 
 
 def task_of(name: str) -> Task:
@@ -191,21 +248,26 @@ def task_of(name: str) -> Task:
     if name == "axondeepseg_sem":
         classes = classes_from_names(["background", "myelin", "axon"])
     return Task(name, classes, tuple(Planes(read(name, "images", stem), axes, stem) for stem in painted), truths,
-                tuple((Planes(read(name, "images", stem), axes, stem), as_classes(read(name, "masks", stem), kind))
-                      for stem in measured))
+                tuple(_measured(name, stem, axes, kind) for stem in measured))
+
+
+def _measured(name: str, stem: str, axes: str, kind: str) -> Measured:
+    mask = read(name, "masks", stem)
+    return Measured(Planes(read(name, "images", stem), axes, stem), as_classes(mask, kind),
+                    mask if kind == "objects" else None)
 
 
 def _cyx(image: Planes) -> NDArray[np.float32]:
     return image.read((), slice(0, image.shape_yx[0]), slice(0, image.shape_yx[1]))
 
 
-def _cell(of_seeds: Sequence[tuple[float, float]]) -> str:
-    scores, seconds = np.array(of_seeds).T
-    return "– | –" if np.isnan(scores).all() else f"{_spread(scores)} | {seconds.mean():.0f}"
+def _cell(of_seeds: Sequence[Figures]) -> str:
+    scores, precisions, seconds = np.array(of_seeds).T
+    return f"{_spread(scores)} | {_spread(precisions)} | {'–' if np.isnan(scores).all() else f'{seconds.mean():.0f}'}"
 
 
 def _spread(values: NDArray[np.float64], sign: bool = False) -> str:
-    return f"{values.mean():{'+' if sign else ''}.3f} ± {values.std():.3f}"
+    return "–" if np.isnan(values).all() else f"{values.mean():{'+' if sign else ''}.3f} ± {values.std():.3f}"
 
 
 def _arguments() -> argparse.Namespace:

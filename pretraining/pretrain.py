@@ -23,12 +23,14 @@ import csv
 import math
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from muon import Muon
 from numpy.typing import NDArray
 from pack import DIAMETER_PX, from_bytes
 from scipy import ndimage
@@ -204,7 +206,7 @@ def main() -> None:
     network = with_shape(start.network if start else build_network(card))
     network.to(device.torch_device, memory_format=torch.channels_last)
     mean = copy.deepcopy(network).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)
+    optimisers = _optimisers(network, arguments)
     images = Images(arguments.data, arguments.seed)
     checkpoint, first = arguments.out / "checkpoint.pt", 0
     if arguments.resume and checkpoint.exists():
@@ -214,21 +216,32 @@ def main() -> None:
                              f"--start {arguments.out / 'cells.safetensors'}")
         network.load_state_dict(state["network"])
         mean.load_state_dict(state["mean"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         first = state["step"]
     began, recent = time.perf_counter(), []
     for step in range(first, arguments.steps):
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = arguments.rate * _rate_factor(step, arguments.steps)
-        recent.append(_step(network, optimiser, _batch(images, step, arguments, network, device), device))
+        recent.append(_step(network, optimisers, _batch(images, step, arguments, network, device), device))
         _average(mean, network, min(0.995, (step + 1) / (step + 10)))
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 25 == 0:
             _log(arguments.out / "curve.csv", step + 1, float(np.mean(recent)), time.perf_counter() - began)
             recent.clear()
-        if (step + 1) % 200 == 0 or step + 1 == arguments.steps:
-            torch.save({"network": network.state_dict(), "mean": mean.state_dict(),
-                        "optimiser": optimiser.state_dict(), "step": step + 1}, checkpoint)
+        if (step + 1) % 100 == 0 or step + 1 == arguments.steps:
+            torch.save({"network": network.state_dict(), "mean": mean.state_dict(), "step": step + 1,
+                        "optimisers": [optimiser.state_dict() for optimiser in optimisers]}, checkpoint)
             _export(mean, card.replace(n_steps=n_before + step + 1), arguments.out / "cells.safetensors")
+
+
+def _optimisers(network: UNet, arguments: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions, AdamW for what has one axis and for the head."""
+    if arguments.optimiser == "adamw":
+        return [torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)]
+    inner = [weight for name, weight in network.named_parameters() if weight.ndim > 1 and not name.startswith("head.")]
+    others = [weight for name, weight in network.named_parameters() if weight.ndim == 1 or name.startswith("head.")]
+    return [Muon(inner, lr=arguments.rate, weight_decay=1e-3),
+            torch.optim.AdamW(others, lr=arguments.rate, weight_decay=1e-3)]
 
 
 def _arguments() -> argparse.Namespace:
@@ -239,6 +252,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--patches", type=int, default=4, metavar="N", help="patches a step, half as many unpadded")
     parser.add_argument("--rate", type=float, default=6e-4)
+    parser.add_argument("--optimiser", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--base-filters", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
@@ -329,11 +343,11 @@ def _shape_error(said: Tensor, truth: Tensor) -> Tensor:
     return (wrong.sum((0, 2, 3)) / known.sum((0, 2, 3)).clamp_min(1)).mean()
 
 
-def _step(network: UNet, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor, Tensor],
+def _step(network: UNet, optimisers: Sequence[torch.optim.Optimizer], batch: tuple[Tensor, Tensor, Tensor, Tensor],
           device: Device) -> float:
     pixels, targets, weights, shapes = batch
     network.train()
-    optimiser.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=True)
     with autocast(device):
         answer = network(pixels)
     logits, said = answer.float().split([answer.shape[1] - N_SHAPE, N_SHAPE], dim=1)
@@ -341,7 +355,8 @@ def _step(network: UNet, optimiser: torch.optim.Optimizer, batch: tuple[Tensor, 
     loss = loss + SHAPE_WEIGHT * _shape_error(said, shapes)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimiser.step()
+    for optimiser in optimisers:
+        optimiser.step()
     return float(loss.detach())
 
 

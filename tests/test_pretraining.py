@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import subprocess
@@ -85,6 +86,12 @@ def recipe() -> Iterator[ModuleType]:
         yield importlib.import_module("pretrain")
     finally:
         sys.path.remove(str(RECIPE))
+
+
+@pytest.fixture(scope="module")
+def muon(recipe: ModuleType) -> ModuleType:
+    """The optimiser that the script uses."""
+    return sys.modules[recipe.Muon.__module__]
 
 
 @given(st.integers(0, 300), st.integers(1, 400), st.integers(1, 300))
@@ -174,3 +181,37 @@ def test_patches_without_objects_have_no_shape_to_learn(recipe: ModuleType) -> N
     error.backward()
     assert float(error.detach()) == 0
     assert not said.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (6, 6)])
+def test_directions_of_muon_are_all_but_orthogonal(muon: ModuleType, shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = muon.orthogonalised(matrix)
+    lengths = torch.linalg.svdvals(found)
+    assert 0.6 < float(lengths.min()) <= float(lengths.max()) < 1.3
+    # The same directions, whatever their lengths were.
+    assert float(((left.T @ found @ right.T).diagonal()).min()) > 0.6
+
+
+def test_muon_fits_a_convolution_and_goes_on_from_its_state(muon: ModuleType) -> None:
+    random = torch.Generator().manual_seed(0)
+    images, wanted = torch.randn(8, 3, 12, 12, generator=random), torch.randn(5, 3, 3, 3, generator=random)
+    truth = torch.nn.functional.conv2d(images, wanted)
+
+    def loss_after(n_steps: int, weight: torch.nn.Parameter, optimiser: torch.optim.Optimizer) -> float:
+        for _ in range(n_steps):
+            optimiser.zero_grad()
+            loss = (torch.nn.functional.conv2d(images, weight) - truth).square().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        return float(loss.detach())
+
+    weight = torch.nn.Parameter(torch.zeros_like(wanted))
+    optimiser = muon.Muon([weight], lr=0.1)
+    first = loss_after(1, weight, optimiser)
+    assert loss_after(80, weight, optimiser) < 0.1 * first
+    again = torch.nn.Parameter(weight.detach().clone())
+    other = muon.Muon([again], lr=0.1)
+    other.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    assert loss_after(3, weight, optimiser) == loss_after(3, again, other)

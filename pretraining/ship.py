@@ -1,0 +1,57 @@
+"""Give trained weights their place in the package, with what they can do on their card.
+
+    python pretraining/ship.py run/cells.safetensors src/napari_cellbrush/weights/cells.safetensors
+
+Measures the model on ``bench`` images as ``benchmarks/accuracy.py zero-shot`` does, prints that table, and writes the
+figures into the description that ``cellbrush models info`` shows. Replaces the file that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from pretrain import DESCRIPTION
+
+from napari_cellbrush.engine.model import Model
+from napari_cellbrush.engine.model_file import read_model, save_model
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import accuracy
+
+#: Below this average precision a set is named as a limit.
+WEAK = 0.5
+
+
+def main() -> None:
+    """Measure, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trained", type=Path)
+    parser.add_argument("shipped", type=Path)
+    arguments = parser.parse_args()
+    model = read_model(arguments.trained)
+    scores = {}
+    for name in accuracy.SETS:
+        found = accuracy.measured(model, name, 0)
+        scores[name] = found.figures[0]
+        print(accuracy.row_of(name, found), flush=True)
+    card = model.card.replace(description=f"{DESCRIPTION} {in_words(scores)}")
+    with tempfile.TemporaryDirectory(dir=arguments.shipped.parent) as folder:
+        new = Path(folder) / arguments.shipped.name
+        save_model(Model(model.network, card), new, half=True)
+        new.replace(arguments.shipped)
+
+
+def in_words(scores: dict[str, float]) -> str:
+    """What was measured, and what that says against using the model without strokes."""
+    figures = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+    weak = [name for name, score in scores.items() if score < WEAK]
+    limits = f" Limits: paint before you trust it on images like {', '.join(weak)}." if weak else ""
+    return (f"Average precision at an intersection over union of 0.5, on images it never saw, diameters measured: "
+            f"{figures}.{limits} It was made for objects 8 to 120 px across.")
+
+
+if __name__ == "__main__":
+    main()
