@@ -38,6 +38,16 @@ def discs(diameter_px: float, size: int = 500, where: slice = slice(None)) -> ND
 @pytest.fixture
 def knows_discs_of_24_px(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that sees bright discs, the surer the nearer their diameter is to 24 px."""
+    knows_discs(monkeypatch, least=0.5)
+
+
+@pytest.fixture
+def knows_only_discs_of_24_px(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes other discs for background."""
+    knows_discs(monkeypatch, least=0)
+
+
+def knows_discs(monkeypatch: pytest.MonkeyPatch, least: float) -> None:
     margin = MODEL.network.geometry.margin
 
     def predict(self: TilePredictor, window: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -47,7 +57,7 @@ def knows_discs_of_24_px(monkeypatch: pytest.MonkeyPatch) -> None:
         ids = label(image > 0.5)
         for region in regionprops(ids):
             octaves = np.log2(max(region.equivalent_diameter_area, 1) / 24)
-            sure = 0.5 + 0.5 * np.exp(-(octaves**2))
+            sure = least + (1 - least) * np.exp(-(octaves**2))
             probabilities[:, ids == region.label] = np.array([1 - sure, sure, 0], np.float32)[:, None]
         return probabilities[:, margin:-margin, margin:-margin]
 
@@ -81,7 +91,7 @@ def test_the_middle_plane_of_a_stack_is_measured() -> None:
     assert measured_diameter(MODEL, Planes(stack, "ZYX"), CPU) == pytest.approx(30, rel=0.25)
 
 
-@pytest.mark.usefixtures("knows_discs_of_24_px")
+@pytest.mark.usefixtures("knows_only_discs_of_24_px")
 @pytest.mark.parametrize("true_px", [9.0, 15.0, 25.0, 40.0, 70.0, 110.0])
 def test_strokes_tell_the_diameter_of_what_is_painted(true_px: float) -> None:
     image = discs(true_px)

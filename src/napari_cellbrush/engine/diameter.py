@@ -40,10 +40,13 @@ _TOLERANCE_OCTAVES = 0.5
 _LEAST_SHARE = 0.25
 #: Smaller spots are noise, in network pixels.
 _LEAST_DIAMETER_PX = 6.0
-#: So many strokes of each class are looked at, each in a window that answers at least so many network pixels.
-_STROKES_PER_CLASS, _STROKE_WINDOW_PX = 2, 84
+#: So many strokes of each class are looked at, as far as this from one of their pixels, in image pixels.
+_STROKES_PER_CLASS, _STROKE_REACH_PX = 2, 13
 #: Probabilities below this are not told apart: one pixel that is surely wrong shall not outweigh all others.
 _LEAST_PROBABILITY = 1e-3
+#: A scale at which strokes lose this much more than at the best one is e times less likely. (On 13 training images that
+#: the network knows badly, what was found was right within a factor of 1.8, in the mean 1.3.)
+_LOSS_PER_E = 0.2
 
 
 def median_diameter(instances: NDArray[np.integer[Any]]) -> float:
@@ -118,8 +121,8 @@ def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted
                         stop: StopToken | None = None) -> float | None:
     """Typical diameter of the painted objects, in image pixels: that at which strokes are likeliest for the model.
 
-    A few strokes of each class are shown at six scales, always the same pixels of them. Near the best of the scales the
-    loss is taken for a parabola of their logarithm.
+    A few strokes of each class are shown at six scales, always the same pixels of them. The answer is a mean of the
+    logarithms of the scales, each counting as likely as its loss makes it: few strokes are seldom best at one alone.
 
     Parameters
     ----------
@@ -128,7 +131,7 @@ def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted
     images, painted
         The images, and the strokes on them.
     device
-        Where to compute; about 36 small tiles.
+        Where to compute; 36 of the smallest tiles.
     stop
         Looked at before every tile.
 
@@ -157,7 +160,9 @@ def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted
         losses.append(float(np.mean(of_places)))
     if min(losses) >= math.log(n_painted):
         return None
-    return (model.card.diameter_px or 1.0) / 2 ** _lowest(np.log2(sorted(_SCALES)), losses)
+    likelihood = np.exp((min(losses) - np.array(losses)) / _LOSS_PER_E)
+    octaves = float(np.average(np.log2(sorted(_SCALES)), weights=likelihood))
+    return (model.card.diameter_px or 1.0) / 2**octaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,11 +178,9 @@ class _Look:
     def loss(self, index: tuple[int, ...], labels: NDArray[np.uint8], row: int, column: int) -> float:
         """Mean over the classes painted near a pixel of the mean −log p of theirs."""
         scale, geometry = self.source.scale, self.model.network.geometry
-        size = geometry.input_size_for(_STROKE_WINDOW_PX)
+        size = geometry.input_size_for(math.ceil((2 * _STROKE_REACH_PX + 1) * scale) + 1)
         side = geometry.output_size(size)
-        # The same pixels of the image at each scale: as many as the most enlarged window shows.
-        reach = int(side / 2 / max(_SCALES)) - 1
-        box = tuple(slice(max(0, at - reach), at + reach + 1) for at in (row, column))
+        box = tuple(slice(max(0, at - _STROKE_REACH_PX), at + _STROKE_REACH_PX + 1) for at in (row, column))
         rows, columns = (at + part.start for at, part in zip(np.nonzero(labels[box]), box, strict=True))
         top, left = (int((at + 0.5) * scale) - side // 2 for at in (row, column))
         window = self.source.read_mirrored(index, top - geometry.margin, left - geometry.margin, size, size)
@@ -187,16 +190,6 @@ class _Look:
                                for at, start in ((rows, top), (columns, left)))
         surprise = -np.log(np.maximum(said[classes, at_rows, at_columns], _LEAST_PROBABILITY))
         return float(np.mean([surprise[classes == one].mean() for one in np.unique(classes)]))
-
-
-def _lowest(places: NDArray[np.float64], values: Sequence[float]) -> float:
-    """Where the parabola through the lowest value and its neighbours is lowest; at an end, that end."""
-    best = int(np.argmin(values))
-    if best in (0, len(values) - 1):
-        return float(places[best])
-    curvature, slope, _ = np.polyfit(places[best - 1 : best + 2], values[best - 1 : best + 2], 2)
-    # Three equal values make no parabola.
-    return float(-slope / (2 * curvature)) if curvature > 0 else float(places[best])
 
 
 def _richest_place(planes: Planes, index: tuple[int, ...]) -> tuple[float, float]:
