@@ -3,10 +3,11 @@
     python benchmarks/from_strokes.py [--sets NAME...] [--strokes N...] [--rounds N] [--seeds N] [--arms ARM...]
     python benchmarks/from_strokes.py --ablation [--sets NAME...] [--strokes N] [--seeds N]
 
-A simulated annotator paints N strokes per class on one or two training images; with ``--rounds`` it then looks at the
-answer and paints as many again on the largest errors, and everybody learns anew from all strokes. Mean intersection
-over union of the classes is measured on other images, with the spread over seeds; where the truth has objects, their
-average precision at 0.5 as well, of the plugin's own objects and of the forest's connected components. The arms:
+A simulated annotator paints N strokes per class on one or two images; with ``--rounds`` it then looks at the
+plugin's answer and paints as many again on its largest errors, and everybody learns anew from all strokes. Mean
+intersection over union of the classes is measured on other images, with the spread over seeds; where the truth has
+objects, their average precision at 0.5 over all images as well, of objects made in the same way from the probabilities
+that each arm gives. No arm ever saw any of these images. The arms:
 
 - ``forest``: a random forest on multi-scale filters, as ilastik and Labkit have;
 - ``cellbrush``: the bundled weights, tuned with the plugin's defaults;
@@ -26,7 +27,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,6 @@ from random_forest import RandomForest
 from napari_cellbrush.config import (
     DEFAULT_CLASSES,
     ClassDefinition,
-    ObjectsConfig,
     TrainingConfig,
     classes_from_names,
 )
@@ -48,8 +49,9 @@ from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.metrics import average_precision, class_iou
 from napari_cellbrush.engine.model import Model, knows_all
 from napari_cellbrush.engine.model_file import find_model, read_model
-from napari_cellbrush.engine.objects import objects_from_classes
+from napari_cellbrush.engine.objects import objects_from_probabilities
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.predictor import most_probable
 from napari_cellbrush.engine.training import scratch_model, train
 from napari_cellbrush.events import run_to_end
 
@@ -65,7 +67,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "no augmentation": {"augmentation": {"elastic_sigma_px": 0, "rotation_deg": 0, "flips": False, "scale_range": 0,
                                          "gain": 0, "offset": 0, "gamma": 0, "noise": 0, "blur_px": 0}},
     "random first head": {"fit_head": False},
-    "base not remembered": {"base_weight": 0},
+    "base not remembered": {"base_worth_strokes": 0},
     "no averaging": {"ema_decay": 0},
     "no class balance": {"class_balance": False},
     "no early stop, last weights": {"held_out_fraction": 0},
@@ -87,11 +89,11 @@ class Task:
     classes: tuple[ClassDefinition, ...]
     painted: tuple[Planes, ...]
     painted_truth: tuple[NDArray[np.uint8], ...]
-    measured: tuple[Measured, ...]
+    measured: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Example:
     """An image with its truth: classes, and objects where the set has any."""
 
     image: Planes
@@ -149,7 +151,7 @@ def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argpar
            ) -> list[tuple[int, float, dict[str, Figures]]]:
     """Number of the round, labelled share, and each arm's figures."""
     random = np.random.default_rng(seed)
-    share = max(1, n_strokes // len(task.painted))
+    share = -(-n_strokes // len(task.painted))
     labels = [paint(truth, share, random) for truth in task.painted_truth]
     done: list[tuple[int, float, dict[str, Figures]]] = []
     for n_round in range(1, arguments.rounds + 1):
@@ -185,10 +187,11 @@ def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]
 
 
 def _forest_answer(forest: RandomForest, classes: Sequence[ClassDefinition]) -> Answer:
-    def answer(image: Planes) -> NDArray[np.uint8]:
-        return forest.predict(_cyx(image))
+    def probabilities(image: Planes) -> NDArray[np.float32]:
+        return forest.probabilities(_cyx(image), len(classes))
 
-    return Answer(answer, lambda image: objects_from_classes(answer(image), classes, ObjectsConfig().min_object_px))
+    return Answer(lambda image: most_probable(probabilities(image)),
+                  lambda image: objects_from_probabilities(probabilities(image), classes))
 
 
 def tune(base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], config: TrainingConfig) -> Model:
@@ -197,17 +200,17 @@ def tune(base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], config: T
 
 
 def score(answer: Answer, task: Task) -> tuple[float, float]:
-    """Means over the measured images: the classes' mean intersection over union; average precision of objects."""
-    return class_score(answer.classes, task), float(np.mean([
-        float("nan") if measured.objects is None
-        else average_precision(answer.objects(measured.image), measured.objects, (0.5,)).average_precision[0]
-        for measured in task.measured]))
+    """The classes' mean intersection over union, and average precision of all objects."""
+    of_objects = [average_precision(answer.objects(example.image), example.objects, (0.5,))
+                  for example in task.measured if example.objects is not None]
+    return class_score(answer.classes, task), (float(reduce(add, of_objects).average_precision[0]) if of_objects
+                                               else float("nan"))
 
 
 def class_score(answer: Callable[[Planes], NDArray[np.uint8]], task: Task) -> float:
     """Mean over the measured images of the classes' mean intersection over union."""
-    return float(np.mean([class_iou(answer(measured.image), measured.classes, len(task.classes)).mean
-                          for measured in task.measured]))
+    return float(np.mean([class_iou(answer(example.image), example.classes, len(task.classes)).mean
+                          for example in task.measured]))
 
 
 def print_ablation(base: Model, arguments: argparse.Namespace) -> None:
@@ -230,7 +233,7 @@ def print_ablation(base: Model, arguments: argparse.Namespace) -> None:
 def _ablated(base: Model, task: Task, variant: str, n_strokes: int, seed: int, arguments: argparse.Namespace) -> float:
     change = ABLATION[variant]
     random = np.random.default_rng(seed)
-    share = max(1, n_strokes // len(task.painted))
+    share = -(-n_strokes // len(task.painted))
     labels = [paint(truth, share, random) for truth in task.painted_truth]
     config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps)
     nested = {"augmentation": {**config.augmentation.model_dump(), **change.get("augmentation", {})}}
@@ -248,12 +251,12 @@ def task_of(name: str) -> Task:
     if name == "axondeepseg_sem":
         classes = classes_from_names(["background", "myelin", "axon"])
     return Task(name, classes, tuple(Planes(read(name, "images", stem), axes, stem) for stem in painted), truths,
-                tuple(_measured(name, stem, axes, kind) for stem in measured))
+                tuple(_example(name, stem, axes, kind) for stem in measured))
 
 
-def _measured(name: str, stem: str, axes: str, kind: str) -> Measured:
+def _example(name: str, stem: str, axes: str, kind: str) -> Example:
     mask = read(name, "masks", stem)
-    return Measured(Planes(read(name, "images", stem), axes, stem), as_classes(mask, kind),
+    return Example(Planes(read(name, "images", stem), axes, stem), as_classes(mask, kind),
                     mask if kind == "objects" else None)
 
 

@@ -51,6 +51,14 @@ class RandomForest:
         found = self._trees.predict(features.reshape(-1, features.shape[-1]))
         return found.reshape(features.shape[:2]).astype(np.uint8)
 
+    def probabilities(self, image: NDArray[Any], n_classes: int) -> NDArray[np.float32]:
+        """Shares of the trees, KYX, of an image CYX; 0 for classes that nobody painted."""
+        features = pixel_features(image)
+        shares = self._trees.predict_proba(features.reshape(-1, features.shape[-1]))
+        found = np.zeros((n_classes, *features.shape[:2]), np.float32)
+        found[self._trees.classes_ - 1] = shares.T.reshape(-1, *features.shape[:2])
+        return found
+
     def _some_of_each_class(self, painted: NDArray[np.integer]) -> NDArray[np.intp]:
         chosen = []
         for value in np.unique(painted[painted > 0]):

@@ -66,9 +66,9 @@ class Run:
         # As a base that learnt something, which then teaches too.
         base = replace(scratch, card=scratch.card.replace(n_steps=1))
         teacher = teacher_for(base, 1, DEFAULT_CLASSES, config, device)
-        if teacher:
-            teacher.score = 1.0
         annotation = collect_annotation([image], [labels], DEFAULT_CLASSES)
+        if teacher:
+            teacher.trust(1.0, annotation.strokes_per_class)
         self.config = config
         self.patches = Patches([image], annotation, base.card.classes, config, base.network, device)
         self.learner = Learner(base, config, device, teacher)

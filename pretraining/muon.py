@@ -24,7 +24,7 @@ class Muon(torch.optim.Optimizer):
     Parameters
     ----------
     params
-        Weights with two or more axes, outputs first.
+        Weights with two or more axes; the first against all others make a matrix.
     lr, momentum, weight_decay
         As in AdamW, the momentum that of Adam's first moment.
     """

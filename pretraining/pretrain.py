@@ -68,6 +68,8 @@ GAP_PX = 3.0
 CLASS_WEIGHTS = np.array([0.0, 1.0, 1.0, 1.5], np.float32)
 #: Border weights of the paper (equation 2), narrower because objects are smaller here than there.
 BORDER_WEIGHT, BORDER_SIGMA_PX = 4.0, 2.5
+#: Largest step size of each optimiser.
+RATES = {"muon": 1e-3, "adamw": 6e-4}
 #: Share of the steps, at the end, in which the rate falls.
 COOLING = 0.4
 #: Share of the steps, at the end, without padding.
@@ -211,8 +213,9 @@ def main() -> None:
     checkpoint, first = arguments.out / "checkpoint.pt", 0
     if arguments.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if state["network"]["head.weight"].shape != network.head.weight.shape:
-            raise SystemExit(f"{checkpoint} is of an earlier recipe. Go on from its weights: "
+        if (state.get("optimiser") != arguments.optimiser
+                or state["network"]["head.weight"].shape != network.head.weight.shape):
+            raise SystemExit(f"{checkpoint} is of another recipe. Go on from its weights: "
                              f"--start {arguments.out / 'cells.safetensors'}")
         network.load_state_dict(state["network"])
         mean.load_state_dict(state["mean"])
@@ -230,7 +233,8 @@ def main() -> None:
             recent.clear()
         if (step + 1) % 100 == 0 or step + 1 == arguments.steps:
             torch.save({"network": network.state_dict(), "mean": mean.state_dict(), "step": step + 1,
-                        "optimisers": [optimiser.state_dict() for optimiser in optimisers]}, checkpoint)
+                        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+                        "optimiser": arguments.optimiser}, checkpoint)
             _export(mean, card.replace(n_steps=n_before + step + 1), arguments.out / "cells.safetensors")
 
 
@@ -251,12 +255,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="earlier weights to go on from")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--patches", type=int, default=4, metavar="N", help="patches a step, half as many unpadded")
-    parser.add_argument("--rate", type=float, default=6e-4)
-    parser.add_argument("--optimiser", choices=["muon", "adamw"], default="muon")
+    parser.add_argument("--rate", type=float, help="largest step size; what suits the optimiser if not given")
+    parser.add_argument("--optimiser", choices=list(RATES), default="muon")
     parser.add_argument("--base-filters", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.rate = arguments.rate or RATES[arguments.optimiser]
+    return arguments
 
 
 def with_shape(network: UNet) -> UNet:

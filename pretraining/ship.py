@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 from pretrain import DESCRIPTION
@@ -21,6 +20,10 @@ from napari_cellbrush.engine.model_file import read_model, save_model
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import accuracy
 
+#: What each set shows.
+WORDS = {"dsb2018_fluo": "nuclei in fluorescence (DSB 2018)", "bbbc039_nuclei_dev": "U2OS nuclei (BBBC039)",
+         "dsb2018_brightfield": "nuclei in bright field", "dsb2018_histology": "stained tissue",
+         "usiigaci_phase": "fibroblasts in phase contrast", "baby_yeast_5z": "budding yeast"}
 #: Below this average precision a set is named as a limit.
 WEAK = 0.5
 
@@ -33,22 +36,20 @@ def main() -> None:
     arguments = parser.parse_args()
     model = read_model(arguments.trained)
     scores = {}
+    print(accuracy.HEADING, flush=True)
     for name in accuracy.SETS:
         found = accuracy.measured(model, name, 0)
         scores[name] = found.figures[0]
         print(accuracy.row_of(name, found), flush=True)
     card = model.card.replace(description=f"{DESCRIPTION} {in_words(scores)}")
-    with tempfile.TemporaryDirectory(dir=arguments.shipped.parent) as folder:
-        new = Path(folder) / arguments.shipped.name
-        save_model(Model(model.network, card), new, half=True)
-        new.replace(arguments.shipped)
+    save_model(Model(model.network, card), arguments.shipped, half=True, overwrite=True)
 
 
 def in_words(scores: dict[str, float]) -> str:
     """What was measured, and what that says against using the model without strokes."""
-    figures = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
-    weak = [name for name, score in scores.items() if score < WEAK]
-    limits = f" Limits: paint before you trust it on images like {', '.join(weak)}." if weak else ""
+    figures = ", ".join(f"{WORDS[name]} {score:.2f}" for name, score in scores.items())
+    weak = [WORDS[name] for name, score in scores.items() if score < WEAK]
+    limits = f" Limits: paint before you trust it on {', '.join(weak)}." if weak else ""
     return (f"Average precision at an intersection over union of 0.5, on images it never saw, diameters measured: "
             f"{figures}.{limits} It was made for objects 8 to 120 px across.")
 

@@ -238,6 +238,15 @@ def stack(*planes: NDArray[np.uint8], n_classes: int = 2) -> Annotation:
     return Annotation(tuple(LabelledPlane(0, (z,), labels) for z, labels in enumerate(planes)), n_classes)
 
 
+def test_long_strokes_count_as_several_and_classes_count_alike() -> None:
+    labels = np.zeros((300, 300), np.uint8)
+    labels[10, 10:60] = labels[30, 10:74] = 1  # two of up to 64 px
+    labels[50, 10:75] = 1  # one that is longer
+    labels[np.arange(100, 290), np.arange(100, 290)] = 2  # one of three times the length, over corners
+    annotation = collect_annotation([Planes(np.zeros((300, 300)), "YX")], [labels], DEFAULT_CLASSES)
+    assert annotation.strokes_per_class == pytest.approx((4 + 3) / 2)
+
+
 def strokes(seed: int, n_each: int, n_classes: int = 2, shape: tuple[int, int] = (200, 220)) -> NDArray[np.uint8]:
     """Short horizontal dashes at random places, later ones over earlier ones."""
     random = np.random.default_rng(seed)

@@ -13,7 +13,13 @@ from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, classes_fr
 from napari_cellbrush.engine import diameter
 from napari_cellbrush.engine.annotation import collect_annotation
 from napari_cellbrush.engine.device import Device
-from napari_cellbrush.engine.diameter import Painted, diameter_on_strokes, measured_diameter, object_diameter
+from napari_cellbrush.engine.diameter import (
+    Measurement,
+    Painted,
+    diameter_on_strokes,
+    measured_diameter,
+    object_diameter,
+)
 from napari_cellbrush.engine.inference import segment_array, segment_planes
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
@@ -68,14 +74,17 @@ def knows_discs(monkeypatch: pytest.MonkeyPatch, least: float) -> None:
 @pytest.mark.parametrize("true_px", [9.0, 15.0, 25.0, 40.0, 70.0, 110.0])
 def test_the_diameter_of_discs_is_found_over_the_whole_range(true_px: float) -> None:
     found = measured_diameter(MODEL, Planes(discs(true_px), "YX"), CPU)
-    assert found == pytest.approx(true_px, rel=0.25)
+    assert found is not None
+    assert found.diameter_px == pytest.approx(true_px, rel=0.25)
 
 
 @pytest.mark.usefixtures("knows_discs_of_24_px")
 def test_objects_in_one_corner_of_a_large_image_are_found() -> None:
     image = discs(20, 1200)
     image[:, 400:] = image[400:, :] = 0
-    assert measured_diameter(MODEL, Planes(image, "YX"), CPU) == pytest.approx(20, rel=0.25)
+    found = measured_diameter(MODEL, Planes(image, "YX"), CPU)
+    assert found is not None
+    assert found.diameter_px == pytest.approx(20, rel=0.25)
 
 
 def test_a_network_that_is_sure_of_nothing_gives_no_diameter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +97,9 @@ def test_a_network_that_is_sure_of_nothing_gives_no_diameter(monkeypatch: pytest
 @pytest.mark.usefixtures("knows_discs_of_24_px")
 def test_the_middle_plane_of_a_stack_is_measured() -> None:
     stack = np.stack([discs(60), discs(30), discs(10)])
-    assert measured_diameter(MODEL, Planes(stack, "ZYX"), CPU) == pytest.approx(30, rel=0.25)
+    found = measured_diameter(MODEL, Planes(stack, "ZYX"), CPU)
+    assert found is not None
+    assert found.diameter_px == pytest.approx(30, rel=0.25)
 
 
 @pytest.mark.usefixtures("knows_only_discs_of_24_px")
@@ -98,8 +109,42 @@ def test_strokes_tell_the_diameter_of_what_is_painted(true_px: float) -> None:
     planes = Planes(image, "YX")
     found = diameter_on_strokes(MODEL, [planes], painted(planes, image), CPU)
     assert found == pytest.approx(true_px, rel=0.3)
-    assert object_diameter(MODEL, [planes], 0, CPU, painted=painted(planes, image)) == found
-    assert object_diameter(MODEL, [planes], 12, CPU, painted=painted(planes, image)) == 12
+
+
+@pytest.mark.usefixtures("knows_only_discs_of_24_px")
+def test_strokes_are_asked_where_the_image_alone_says_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = discs(40)
+    planes, strokes = Planes(image, "YX"), painted(Planes(image, "YX"), image)
+
+    def found(measured: Measurement | None, stated_px: float = 0) -> float | None:
+        monkeypatch.setattr(diameter, "measured_diameter", lambda *_: measured)
+        return object_diameter(MODEL, [planes], stated_px, CPU, painted=strokes)
+
+    assert found(None) == pytest.approx(40, rel=0.3)
+    assert found(Measurement(15.0, is_sure=False)) == found(None)
+    assert found(Measurement(15.0, is_sure=True)) == 15
+    assert found(None, stated_px=12) == 12
+
+
+@pytest.mark.usefixtures("knows_only_discs_of_24_px")
+def test_strokes_on_one_plane_of_a_stack_of_several_channels_are_found_up_to_the_border() -> None:
+    model = make_model(diameter_px=24.0, any_channels=True)
+    image = discs(40)[10:, 10:]
+    stack = np.stack([np.stack([np.zeros_like(image), image]), np.stack([np.zeros_like(image)] * 2)])
+    planes = Planes(stack[:, ::-1], "ZCYX")
+    labels = np.zeros((2, *image.shape), np.uint8)
+    labels[0] = dashes(image)
+    labels[0, 40:-40, 40:-40] = 0
+    strokes = Painted(collect_annotation([planes], [labels], DEFAULT_CLASSES), DEFAULT_CLASSES)
+    assert diameter_on_strokes(model, [planes], strokes, CPU) == pytest.approx(40, rel=0.5)
+
+
+def test_a_network_to_which_all_scales_are_alike_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    margin = MODEL.network.geometry.margin
+    monkeypatch.setattr(TilePredictor, "predict", lambda self, window: np.full(
+        (3, window.shape[1] - 2 * margin, window.shape[2] - 2 * margin), [[[0.49]], [[0.49]], [[0.02]]], np.float32))
+    planes = Planes(discs(25), "YX")
+    assert diameter_on_strokes(MODEL, [planes], painted(planes, discs(25)), CPU) is None
 
 
 @pytest.mark.usefixtures("knows_discs_of_24_px")
@@ -109,16 +154,19 @@ def test_strokes_that_the_network_contradicts_at_every_scale_tell_nothing() -> N
     wrong = painted(planes, 1 - image)
     assert diameter_on_strokes(MODEL, [planes], wrong, CPU) is None
     assert object_diameter(MODEL, [planes], 0, CPU, painted=wrong) == pytest.approx(25, rel=0.25)
-    other = replace(wrong, classes=classes_from_names(["background", "axon"]))
+    other = replace(painted(planes, image), classes=classes_from_names(["background", "axon"]))
     assert diameter_on_strokes(MODEL, [planes], other, CPU) is None
 
 
 def painted(planes: Planes, inside: NDArray[np.float32]) -> Painted:
     """Horizontal dashes over the whole image, but for rims: background is 1, cell is 2."""
+    return Painted(collect_annotation([planes], [dashes(inside)], DEFAULT_CLASSES), DEFAULT_CLASSES)
+
+
+def dashes(inside: NDArray[np.float32]) -> NDArray[np.uint8]:
     rows = np.arange(inside.shape[0])[:, None]
     rim = ndimage.maximum_filter(inside, 5) != ndimage.minimum_filter(inside, 5)
-    labels = np.where((rows % 16 == 4) & ~rim, 1 + (inside > 0.5), 0).astype(np.uint8)
-    return Painted(collect_annotation([planes], [labels], DEFAULT_CLASSES), DEFAULT_CLASSES)
+    return np.where((rows % 16 == 4) & ~rim, 1 + (inside > 0.5), 0).astype(np.uint8)
 
 
 @pytest.mark.parametrize(("shape", "axes"), [((3, 400), "YX"), ((400, 3), "YX"), ((1, 1, 30), "TYX"),
@@ -126,11 +174,11 @@ def painted(planes: Planes, inside: NDArray[np.float32]) -> Painted:
 def test_images_of_any_shape_can_be_measured(shape: tuple[int, ...], axes: str) -> None:
     image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     found = measured_diameter(make_model(diameter_px=24.0, any_channels=True), Planes(image, axes), CPU)
-    assert found is None or found > 0
+    assert found is None or found.diameter_px > 0
 
 
 def test_what_is_stated_or_known_from_tuning_comes_before_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: 33.0)
+    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(33.0, is_sure=True))
     image = [Planes(discs(20), "YX")]
     tuned = make_model(diameter_px=24.0, image_diameter_px=50.0)
     assert object_diameter(make_model(), image, 12.0, CPU) is None
@@ -141,7 +189,7 @@ def test_what_is_stated_or_known_from_tuning_comes_before_a_measurement(monkeypa
 
 
 def test_settings_say_the_diameter_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: 33.0)
+    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(33.0, is_sure=True))
     image = Planes(discs(20), "YX")
     def settings(model: Model) -> object:
         started = next(segment_planes(model, image, device=CPU))
@@ -172,8 +220,22 @@ def test_a_measurement_can_be_stopped_between_tiles(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(diameter, "_looked_at", look)
     assert object_diameter(MODEL, [Planes(discs(20), "YX")], 0, CPU, stop) is None
     assert len(seen) == 2
-    planes = Planes(discs(20), "YX")
-    assert diameter_on_strokes(MODEL, [planes], painted(planes, discs(20)), CPU, stop) is None
+
+
+@pytest.mark.usefixtures("knows_only_discs_of_24_px")
+def test_a_look_at_strokes_can_be_stopped_between_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, seen, predict = StopToken(), [], TilePredictor.predict
+
+    def look(self: TilePredictor, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen.append(1)
+        if len(seen) == 3:
+            stop.stop()
+        return predict(self, window)
+
+    monkeypatch.setattr(TilePredictor, "predict", look)
+    planes = Planes(discs(25), "YX")
+    assert diameter_on_strokes(MODEL, [planes], painted(planes, discs(25)), CPU, stop) is None
+    assert len(seen) == 3
 
 
 def test_an_image_that_cannot_be_read_says_so() -> None:

@@ -32,7 +32,7 @@ def images(base: Model) -> Tensor:
 
 
 def teacher(base: Model, classes: tuple[ClassDefinition, ...] = DEFAULT_CLASSES, device: Device = CPU) -> Teacher:
-    found = teacher_for(base, 1, classes, TrainingConfig(base_weight=2), device)
+    found = teacher_for(base, 1, classes, TrainingConfig(base_worth_strokes=2), device)
     assert found is not None
     found.trust(1.0, 1.0)
     return found
@@ -123,7 +123,7 @@ def test_there_is_no_teacher_for_new_classes_for_random_weights_and_where_it_is_
         return teacher_for(model, 1, classes, config, CPU) is not None
 
     assert exists(base, DEFAULT_CLASSES, config)
-    assert not exists(base, DEFAULT_CLASSES, config.replace(base_weight=0))
+    assert not exists(base, DEFAULT_CLASSES, config.replace(base_worth_strokes=0))
     assert not exists(base, (*DEFAULT_CLASSES, CELL.model_copy(update={"name": "debris"})), config)
     assert not exists(base, (CELL, BOUNDARY), config)
     assert not exists(Model(base.network, base.card.replace(n_steps=0)), DEFAULT_CLASSES, config)

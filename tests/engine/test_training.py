@@ -77,9 +77,9 @@ def test_a_base_that_agrees_with_few_strokes_keeps_its_answers_elsewhere(scratch
     few = strokes(inside)
     few[40:] = 0
 
-    def moved(base_weight: float) -> float:
+    def moved(base_worth_strokes: float) -> float:
         _, tuned = run(trained.model, image, few, TINY.replace(max_steps=20, learning_rate=3e-3, held_out_fraction=0,
-                                                               ema_decay=0, base_weight=base_weight))
+                                                               ema_decay=0, base_worth_strokes=base_worth_strokes))
         after = segment_array(tuned.model, Planes(image, "YX"), "probabilities")
         return float(np.abs(after - before)[:, few == 0].mean())
 

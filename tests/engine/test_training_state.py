@@ -25,6 +25,7 @@ from napari_cellbrush.engine.training import TrainingResult, scratch_model, trai
 from napari_cellbrush.engine.training_state import read_outline, read_state
 from napari_cellbrush.errors import TrainingStateError
 from napari_cellbrush.events import (
+    BaseScoring,
     StopToken,
     TrainingEvent,
     TrainingNote,
@@ -101,6 +102,20 @@ def test_stopped_and_continued_is_bit_for_bit_the_uninterrupted_run(
     assert result.model.weights_hash == whole.model.weights_hash
     assert (result.score, result.interval, result.n_steps) == (whole.score, whole.interval, whole.n_steps)
     assert told(first) + told(second) == told(events)
+
+
+def test_nobody_goes_on_from_a_run_that_was_stopped_while_the_base_was_scored(tmp_path: Path) -> None:
+    """It would go on without a score of the base, and without listening to it."""
+    base, stop = scratch_model(TWO, 1, CONFIG), StopToken()
+    base = Model(base.network, base.card.replace(n_steps=1))
+
+    def hear(event: TrainingEvent) -> None:
+        if isinstance(event, BaseScoring):
+            stop.stop()
+
+    stopped = run_to_end(start(CONFIG, tmp_path / "state", stop, base=base), hear)
+    assert (stopped.ended, stopped.base_score) == ("stopped", None)
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize("changes", [{"optimiser": "sgd"}, {"optimiser": "adam"}, {"patience": 1},

@@ -75,7 +75,8 @@ def test_the_diameter_is_measured_once_said_noted_and_the_same_as_by_the_api(vie
     person.wait(lambda: ready.session.find_model("sized"))
     ready.session.choose_model("sized")
     measured = []
-    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: measured.append(1) or 12.0)
+    monkeypatch.setattr(diameter, "measured_diameter",
+                        lambda *_: measured.append(1) or diameter.Measurement(12.0, is_sure=True))
     ready.session.set_options(output="objects")
     for _ in range(2):
         notice = segment(ready, person)

@@ -86,8 +86,14 @@ class Annotation:
 
     @cached_property
     def strokes_per_class(self) -> float:
-        """Mean over the painted classes. Long strokes count piece by piece, as training visits them."""
-        return float(np.mean([len(strokes) for strokes in _strokes_per_class(self) if strokes]))
+        """Mean over the painted classes. A connected piece counts once for each 64 px of its longer side, or part."""
+        n_strokes = 0
+        for plane in self.planes:
+            for number in range(self.n_classes):
+                pieces, _ = ndimage.label(plane.labels == number + 1, _EIGHT_NEIGHBOURS)
+                n_strokes += sum(-(-max(side.stop - side.start for side in box) // _PIECE_PX)
+                                 for box in ndimage.find_objects(pieces))
+        return n_strokes / max(1, len(self.painted_classes))
 
     def name_of(self, number: int) -> str:
         """A class in words."""

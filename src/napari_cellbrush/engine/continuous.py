@@ -247,6 +247,9 @@ class _Continuous:
 
     def _forget(self) -> None:
         """Go back to the base, with no better weights known."""
+        if self._teacher:
+            # How far it can be trusted was told by strokes that are gone.
+            self._teacher.trust(0.0, 1.0)
         self._restart()
         self._best: _Best | None = None
 

@@ -11,14 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import clear_border
 
 from napari_cellbrush.config import ClassDefinition, InferenceConfig
-from napari_cellbrush.engine.annotation import Annotation, StrokeSampler
+from napari_cellbrush.engine.annotation import Annotation, LabelledPlane, StrokeSampler
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.model import Model, meant_classes
 from napari_cellbrush.engine.objects import objects_from_classes
@@ -67,7 +67,8 @@ def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, de
                     stop: StopToken | None = None, painted: Painted | None = None) -> float | None:
     """Diameter of the objects, in image pixels: stated, known from the model's tuning, or measured.
 
-    Measured on the strokes, if there are any of classes that the model knows, else on the images alone.
+    Measured on the images, where the model is sure of what it sees; else on the strokes, if they are of classes that it
+    knows and tell scales apart; else on the images again, with less to go by.
 
     Returns
     -------
@@ -79,14 +80,24 @@ def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, de
         return None
     if stated_px or model.card.image_diameter_px:
         return stated_px or model.card.image_diameter_px
-    on_strokes = diameter_on_strokes(model, images, painted, device, stop) if painted else None
-    if on_strokes:
-        return on_strokes
-    found = [diameter for image in images if (diameter := measured_diameter(model, image, device, stop))]
-    return float(np.median(found)) if found else None
+    found = [measured for image in images if (measured := measured_diameter(model, image, device, stop))]
+    if painted and not any(measured.is_sure for measured in found):
+        on_strokes = diameter_on_strokes(model, images, painted, device, stop)
+        if on_strokes:
+            return on_strokes
+    return float(np.median([measured.diameter_px for measured in found])) if found else None
 
 
-def measured_diameter(model: Model, planes: Planes, device: Device, stop: StopToken | None = None) -> float | None:
+class Measurement(NamedTuple):
+    """Of one image."""
+
+    diameter_px: float
+    #: Whether so many pixels lie in objects of the right size that nothing else need be asked.
+    is_sure: bool
+
+
+def measured_diameter(model: Model, planes: Planes, device: Device,
+                      stop: StopToken | None = None) -> Measurement | None:
     """Typical diameter of the objects in the middle plane, in image pixels; None where the network is not sure.
 
     Parameters
@@ -100,21 +111,23 @@ def measured_diameter(model: Model, planes: Planes, device: Device, stop: StopTo
     stop
         Looked at before every tile; what was not seen to the end is not known.
     """
+    if stop and stop.stopped:
+        return None
     wanted = model.card.diameter_px or 1.0
     predictor = TilePredictor(model.for_channels(planes.n_channels), planes.normalisation(), device, InferenceConfig())
     index = tuple(n // 2 for n in planes.stack_shape)
     centre = _richest_place(planes, index)
-    best, diameter = _LEAST_EVIDENCE, None
+    best, found = _LEAST_EVIDENCE, None
     for scale in _SCALES:
         if stop and stop.stopped:
             return None
         probabilities = _looked_at(predictor, model, Resampled(planes, scale), index, centre)
         seen, evidence = _typical_object(probabilities, model, wanted)
         if evidence > best:
-            best, diameter = evidence, seen / scale
+            best, found = evidence, Measurement(seen / scale, evidence > _ENOUGH_EVIDENCE)
         if best > _ENOUGH_EVIDENCE:
             break
-    return diameter
+    return found
 
 
 def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted, device: Device,
@@ -131,65 +144,59 @@ def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted
     images, painted
         The images, and the strokes on them.
     device
-        Where to compute; 36 of the smallest tiles.
+        Where to compute; twelve small tiles for each class.
     stop
         Looked at before every tile.
 
     Returns
     -------
     float or None
-        None for classes that the model does not know, if no scale explains the strokes better than chance, or if
-        stopped.
+        None for classes that the model does not know, if no scale explains the strokes better than chance or all do
+        alike, or if stopped.
     """
     meant = meant_classes(model.card.classes, painted.classes)
-    if meant is None:
+    if meant is None or (stop and stop.stopped):
         return None
-    planes, n_painted = painted.annotation.planes, len(painted.annotation.painted_classes)
-    places = StrokeSampler(painted.annotation, 0).next_centres(_STROKES_PER_CLASS * n_painted)
+    n_painted = len(painted.annotation.painted_classes)
+    places = [(painted.annotation.planes[position], row, column) for position, row, column
+              in StrokeSampler(painted.annotation, 0).next_centres(_STROKES_PER_CLASS * n_painted)]
     predictors = {number: TilePredictor(model.for_channels(images[number].n_channels), images[number].normalisation(),
-                                        device, InferenceConfig()) for number in {plane.image for plane in planes}}
+                                        device, InferenceConfig())
+                  for number in {plane.image for plane, _, _ in places}}
+    scales = np.array(sorted(_SCALES))
     losses = []
-    for scale in sorted(_SCALES):
+    for scale in scales:
         of_places = []
-        for position, row, column in places:
+        for plane, row, column in places:
             if stop and stop.stopped:
                 return None
-            plane = planes[position]
-            look = _Look(predictors[plane.image], model, Resampled(images[plane.image], scale), meant.numpy())
-            of_places.append(look.loss(plane.index, plane.labels, row, column))
+            of_places.append(_loss_near(predictors[plane.image], model, meant.numpy(), plane,
+                                        Resampled(images[plane.image], float(scale)), row, column))
         losses.append(float(np.mean(of_places)))
-    if min(losses) >= math.log(n_painted):
+    if min(losses) >= math.log(n_painted) or max(losses) - min(losses) < _LOSS_PER_E:
         return None
     likelihood = np.exp((min(losses) - np.array(losses)) / _LOSS_PER_E)
-    octaves = float(np.average(np.log2(sorted(_SCALES)), weights=likelihood))
-    return (model.card.diameter_px or 1.0) / 2**octaves
+    return (model.card.diameter_px or 1.0) / 2 ** float(np.average(np.log2(scales), weights=likelihood))
 
 
-@dataclass(frozen=True, eq=False)
-class _Look:
-    """What a network says of painted places at one scale."""
+def _loss_near(predictor: TilePredictor, model: Model, meant: NDArray[np.float32], plane: LabelledPlane,
+               source: Resampled, row: int, column: int) -> float:
+    """Mean, over the classes painted near a pixel, of the mean −log p of theirs.
 
-    predictor: TilePredictor
-    model: Model
-    source: Resampled
-    #: Known classes × painted classes.
-    meant: NDArray[np.float32]
-
-    def loss(self, index: tuple[int, ...], labels: NDArray[np.uint8], row: int, column: int) -> float:
-        """Mean over the classes painted near a pixel of the mean −log p of theirs."""
-        scale, geometry = self.source.scale, self.model.network.geometry
-        size = geometry.input_size_for(math.ceil((2 * _STROKE_REACH_PX + 1) * scale) + 1)
-        side = geometry.output_size(size)
-        box = tuple(slice(max(0, at - _STROKE_REACH_PX), at + _STROKE_REACH_PX + 1) for at in (row, column))
-        rows, columns = (at + part.start for at, part in zip(np.nonzero(labels[box]), box, strict=True))
-        top, left = (int((at + 0.5) * scale) - side // 2 for at in (row, column))
-        window = self.source.read_mirrored(index, top - geometry.margin, left - geometry.margin, size, size)
-        said = np.einsum("jhw,jk->khw", self.predictor.predict(window), self.meant)
-        classes = labels[rows, columns] - 1
-        at_rows, at_columns = (np.clip(((at + 0.5) * scale).astype(np.intp) - start, 0, side - 1)
-                               for at, start in ((rows, top), (columns, left)))
-        surprise = -np.log(np.maximum(said[classes, at_rows, at_columns], _LEAST_PROBABILITY))
-        return float(np.mean([surprise[classes == one].mean() for one in np.unique(classes)]))
+    ``meant`` is known classes × painted classes, ``source`` the image of ``plane`` at the scale to look at.
+    """
+    scale, geometry = source.scale, model.network.geometry
+    size = geometry.input_size_for(math.ceil((2 * _STROKE_REACH_PX + 1) * scale) + 1)
+    side = geometry.output_size(size)
+    box = tuple(slice(max(0, at - _STROKE_REACH_PX), at + _STROKE_REACH_PX + 1) for at in (row, column))
+    rows, columns = (at + part.start for at, part in zip(np.nonzero(plane.labels[box]), box, strict=True))
+    top, left = (int((at + 0.5) * scale) - side // 2 for at in (row, column))
+    window = source.read_mirrored(plane.index, top - geometry.margin, left - geometry.margin, size, size)
+    said = np.einsum("jhw,jk->khw", predictor.predict(window), meant)
+    classes = plane.labels[rows, columns] - 1
+    there = (((at + 0.5) * scale).astype(np.intp) - start for at, start in ((rows, top), (columns, left)))
+    surprise = -np.log(np.maximum(said[(classes, *there)], _LEAST_PROBABILITY))
+    return float(np.mean([surprise[classes == one].mean() for one in np.unique(classes)]))
 
 
 def _richest_place(planes: Planes, index: tuple[int, ...]) -> tuple[float, float]:

@@ -108,6 +108,6 @@ def teacher_for(base: Model, n_channels: int, classes: tuple[ClassDefinition, ..
         None where the base is untrained, knows not every class, or knows one that could be any of several.
     """
     meant = meant_classes(base.card.classes, classes)
-    if not config.base_weight or base.card.n_steps == 0 or meant is None:
+    if not config.base_worth_strokes or base.card.n_steps == 0 or meant is None:
         return None
-    return Teacher(base.for_channels(n_channels), meant, config.base_weight, device)
+    return Teacher(base.for_channels(n_channels), meant, config.base_worth_strokes, device)

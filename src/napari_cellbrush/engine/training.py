@@ -190,9 +190,6 @@ def _train(
     else:
         course.diameter_px = object_diameter(base, images, config.diameter_px, device, stop,
                                              Painted(split.train, classes))
-        if stop.stopped:
-            # Nobody may go on from a state without the diameter that was being measured.
-            state_file = None
     scale = base.card.scale_for(course.diameter_px)
 
     sources = [Resampled(image, scale) for image in images]
@@ -215,8 +212,11 @@ def _train(
         yield BaseScoring(sum(strokes.n_tiles for strokes in (held_out, trusted) if strokes))
         course.base_score = held_out.iou(learner.averaged, stop) if held_out else None
         course.teacher_score = trusted.iou(learner.averaged, stop) if trusted else None
+    if not kept and stop.stopped:
+        # Nobody may go on from a state without what was being measured.
+        state_file = None
     if teacher:
-        teacher.trust(course.teacher_score or 0.0, learnt.strokes_per_class)
+        teacher.trust(course.teacher_score or 0.0, split.train.strokes_per_class)
     yield TrainingStarted(
         device.name, learner.precision, config.max_steps, split.train.n_pixels,
         split.validation.n_pixels if split.validation else 0, split.reason, course.base_score, course.diameter_px,
