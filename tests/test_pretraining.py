@@ -78,6 +78,25 @@ def test_the_recipe_trains_goes_on_where_it_ended_and_says_so(packed: Path, tmp_
     assert first.weights_hash != second.weights_hash
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_from_its_checkpoint_and_not_from_that_of_another_optimiser(packed: Path, tmp_path: Path) -> None:
+    tiny = ("--data", packed, "--base-filters", 8, "--out", tmp_path)
+    run("pretrain.py", *tiny, "--steps", 1)
+    run("pretrain.py", *tiny, "--steps", 2, "--resume")
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (kept["step"], kept["optimiser"], len(kept["optimisers"])) == (2, "muon", 2)
+    refused = subprocess.run([sys.executable, RECIPE / "pretrain.py", *map(str, tiny), "--steps", "3", "--resume",
+                              "--optimiser", "adamw"], capture_output=True, text=True, check=False, timeout=170)
+    assert refused.returncode == 1
+    assert "another recipe" in refused.stderr
+
+
+def test_a_card_names_what_was_measured_and_what_is_weak(recipe: ModuleType) -> None:
+    text: str = importlib.import_module("ship").in_words({"dsb2018_fluo": 0.9, "usiigaci_phase": 0.1})
+    assert "nuclei in fluorescence (DSB 2018) 0.90, fibroblasts in phase contrast 0.10" in text
+    assert "Limits: paint before you trust it on fibroblasts in phase contrast." in text
+
+
 @pytest.fixture(scope="module")
 def recipe() -> Iterator[ModuleType]:
     """The script as a module."""

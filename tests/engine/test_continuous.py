@@ -20,6 +20,7 @@ from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.teacher import Teacher
 from napari_cellbrush.engine.training import scratch_model
 from napari_cellbrush.events import (
     ContinuousEvent,
@@ -224,6 +225,20 @@ def test_too_little_to_learn_from_is_said_and_waited_out() -> None:
     assert "need at least two classes" in live.until(NothingToLearn).reason
     live.inbox.put([painted(8)])
     live.until(ContinuousStep)
+    live.end()
+
+
+def test_the_base_is_trusted_by_its_score_until_strokes_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[float, float]] = []
+    monkeypatch.setattr(Teacher, "trust", lambda self, score, strokes: told.append((score, strokes)))
+    live = Live(base=learnt(scratch_model(TWO, 1, CONFIG)))
+    live.inbox.put([painted(12)])
+    scored = live.until(ContinuousScored)
+    assert told[-1][0] == scored.base_score > 0
+    assert told[-1][1] > 1
+    live.inbox.put([painted(4)])
+    assert live.until(StrokesTaken).restarted
+    assert told[-1] == (0.0, 1.0)
     live.end()
 
 

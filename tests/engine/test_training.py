@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig, TrainingConfig, classes_from_names
 from napari_cellbrush.engine import held_out, training
 from napari_cellbrush.engine.device import Device, choose_device
+from napari_cellbrush.engine.diameter import Painted
 from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
+from napari_cellbrush.engine.teacher import Teacher
 from napari_cellbrush.engine.training import TrainingResult, scratch_model, train
 from napari_cellbrush.errors import AnnotationError, ModelError, OutOfMemory, TrainingDiverged
 from napari_cellbrush.events import (
@@ -97,6 +99,22 @@ def test_strokes_that_contradict_the_base_are_learnt_although_patches_show_one_c
                                                              patch_size_px=128))
     found = segment_array(tuned.model, Planes(image, "YX")) == 2
     assert (found == ~inside).mean() > 0.9
+
+
+def test_held_out_strokes_neither_tell_the_diameter_nor_how_far_the_base_is_trusted(
+    scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Painted] = []
+    trusted: list[float] = []
+    monkeypatch.setattr(training, "object_diameter", lambda *given: asked.append(given[-1]))
+    monkeypatch.setattr(Teacher, "trust", lambda self, score, strokes_per_class: trusted.append(strokes_per_class))
+    image, inside = blobs()
+    base = Model(scratch.network, scratch.card.replace(n_steps=1))
+    events, _ = run(base, image, strokes(inside))
+    started = next(event for event in events if isinstance(event, TrainingStarted))
+    assert started.n_held_out_pixels > 0
+    (painted,) = asked
+    assert (painted.annotation.n_pixels, painted.classes) == (started.n_training_pixels, TWO)
+    assert trusted == [painted.annotation.strokes_per_class]
 
 
 def test_training_learns_what_the_strokes_say(scratch: Model) -> None:
