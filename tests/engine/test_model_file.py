@@ -90,6 +90,17 @@ def test_a_read_model_survives_its_file(file: Path) -> None:
     assert back.weights_hash == before
 
 
+def test_a_model_whose_settings_have_names_of_an_earlier_version_is_read(file: Path, model: Model) -> None:
+    def as_earlier(_: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        card = json.loads(metadata["cellbrush"])
+        del card["training"]["base_worth_strokes"]
+        card["training"]["base_weight"] = 10.0
+        metadata["cellbrush"] = json.dumps(card)
+
+    rewritten(file, as_earlier)
+    assert read_model(file).card == model.card
+
+
 def test_half_precision_halves_the_file_and_rounds_the_weights(tmp_path: Path, file: Path, model: Model) -> None:
     half = save_model(model, tmp_path / "half.safetensors", half=True)
     assert half.stat().st_size < 0.6 * file.stat().st_size

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from napari_cellbrush.config import ClassDefinition, NetworkConfig, Settings, TrainingConfig
@@ -23,6 +23,8 @@ from napari_cellbrush.errors import ModelError
 NORMALISATION = "percentile-1-99.8"
 #: Images are reduced and enlarged at most this much.
 SCALES = (1 / 8, 3.0)
+#: Training settings of earlier versions, by which a model may have been made, and that mean nothing any more.
+_RETIRED_SETTINGS = frozenset({"base_weight"})
 #: Scales nearer to 1 than this factor are not worth resampling.
 TOLERATED_SCALE = 1.4
 
@@ -55,6 +57,13 @@ class ModelCard(Settings):
     score: float | None = None
     #: Plain text: what it was trained on, credits, licence, limits.
     description: str = ""
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _without_retired(cls, training: Any) -> Any:
+        if not isinstance(training, dict):
+            return training
+        return {name: value for name, value in training.items() if name not in _RETIRED_SETTINGS}
 
     def scale_for(self, diameter_px: float | None) -> float:
         """Network pixels per pixel of an image whose objects have this diameter; 1 where it is unknown.
