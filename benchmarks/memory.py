@@ -54,7 +54,7 @@ def resident_mb() -> float:
 def tiny_settings() -> Any:
     from napari_cellbrush.config import NetworkConfig, TrainingConfig
 
-    return TrainingConfig(max_steps=5, batch_size=2, patch_size_px=128, held_out_fraction=0, warmup_steps=1,
+    return TrainingConfig(max_steps=5, batch_size=2, patch_px=64, held_out_fraction=0, warmup_steps=1,
                           network=NetworkConfig(depth=3, base_filters=8))
 
 

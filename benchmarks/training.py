@@ -25,8 +25,8 @@ from napari_cellbrush.engine.training import scratch_model
 
 SETTINGS = {
     "one-click default": TrainingConfig(),
-    "large patch": TrainingConfig(patch_size_px=508, batch_size=1),
-    "paper: 572 px, 1 patch, SGD": TrainingConfig(patch_size_px=572, batch_size=1, optimiser="sgd"),
+    "large patch": TrainingConfig(patch_px=256, batch_size=1),
+    "one patch as large as the paper's, SGD": TrainingConfig(patch_px=388, batch_size=1, optimiser="sgd"),
 }
 
 
@@ -70,8 +70,9 @@ class Run:
         if teacher:
             teacher.trust(1.0, annotation.strokes_per_class)
         self.config = config
-        self.patches = Patches([image], annotation, base.card.classes, config, base.network, device)
         self.learner = Learner(base, config, device, teacher)
+        self.patches = Patches([image], annotation, base.card.classes, config, self.learner.network.geometry,
+                               device)
         self.clear()
 
     def clear(self) -> None:
@@ -89,7 +90,7 @@ class Run:
     def row(self, name: str) -> str:
         low, median, high = np.percentile(self.total, [10, 50, 90])
         share = np.sum(self.preparing) / np.sum(self.total)
-        size = self.learner.network.geometry.input_size_at_least(self.config.patch_size_px)
+        size = self.learner.network.geometry.input_size_at_least(self.config.patch_px)
         return (f"| {name} | {size} | {self.config.batch_size} | {median:.3f} | {low:.3f} to {high:.3f} "
                 f"| {100 * share:.0f} % |")
 

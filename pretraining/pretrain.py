@@ -280,10 +280,10 @@ def _batch(images: Images, step: int, arguments: argparse.Namespace, network: UN
     """Patches B1HW, classes Bhw, their weights Bhw, shapes BShw; sets the network's padding to what fits them."""
     padded = step < (1 - UNPADDED) * arguments.steps
     size, n = (PADDED_SIZE, arguments.patches) if padded else (UNPADDED_SIZE, (arguments.patches + 1) // 2)
-    _set_padding(network, 1 if padded else 0)
+    network.pad(padded)
     random = torch.Generator().manual_seed(arguments.seed + 1_000_003 * step)
     source = augment.source_size(AUGMENTATION, size)
-    answered = size if padded else network.geometry.output_size(size)
+    answered = network.geometry.output_size(size)
     pixels, truths, names = images.batch(step, n, source, answered)
     drawn = augment.draw(AUGMENTATION, len(pixels), size, random)
     pixels, truths = augment.apply(drawn, pixels.to(device.torch_device), truths.to(device.torch_device), size,
@@ -293,12 +293,6 @@ def _batch(images: Images, step: int, arguments: argparse.Namespace, network: UN
         *((*_targets(truth, name == "axondeepseg_sem"), shape_of(np.zeros_like(truth) if name in SHAPELESS else truth))
           for truth, name in zip(truths.cpu().numpy(), names, strict=True)), strict=True))
     return pixels.to(memory_format=torch.channels_last), targets, weights, shapes
-
-
-def _set_padding(network: UNet, padding: int) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-            module.padding = (padding, padding)
 
 
 def _targets(truth: NDArray[np.int64], is_classes: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

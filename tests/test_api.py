@@ -18,7 +18,7 @@ from napari_cellbrush.events import InferenceStarted, TileSegmented, TrainingSta
 from napari_cellbrush.export.mask_tiff import read_provenance
 
 TINY = NetworkConfig(depth=3, base_filters=8)
-QUICK = TrainingConfig(max_steps=2, max_minutes=5, batch_size=1, patch_size_px=128, network=TINY)
+QUICK = TrainingConfig(max_steps=2, max_minutes=5, batch_size=1, patch_px=64, network=TINY)
 
 
 def tiny_model(n_channels: int = 1) -> Model:

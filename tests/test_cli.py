@@ -107,7 +107,7 @@ def test_train_then_segment_then_evaluate(folder: Path, capsys: pytest.CaptureFi
 
 
 def test_the_command_line_and_python_train_the_same_model(folder: Path) -> None:
-    settings = TrainingConfig(max_steps=2, max_minutes=5, seed=7, batch_size=1, patch_size_px=128, network=TINY)
+    settings = TrainingConfig(max_steps=2, max_minutes=5, seed=7, batch_size=1, patch_px=64, network=TINY)
     expected = napari_cellbrush.fine_tune("tiny.safetensors", IMAGE, objects_to_classes(OBJECTS), settings,
                                           device="cpu")
     assert main(["train", "image.tif", "--labels", "classes.tif", "--out", "a.safetensors", "--base",

@@ -43,7 +43,7 @@ def test_the_papers_and_the_usual_ranges_are_reachable() -> None:
     for depth in (3, 5):
         NetworkConfig(depth=depth, base_filters=128, batch_norm=False, activation="sigmoid")
     for rate, batch, dropout, size in ((1e-5, 1, 0.0, 128), (3e-3, 32, 0.5, 1024)):
-        TrainingConfig(learning_rate=rate, batch_size=batch, dropout=dropout, patch_size_px=size, optimiser="sgd",
+        TrainingConfig(learning_rate=rate, batch_size=batch, dropout=dropout, patch_px=size, optimiser="sgd",
                        momentum=0.99)
 
 

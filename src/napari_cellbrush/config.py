@@ -174,8 +174,8 @@ class TrainingConfig(Settings):
                                       "cells widens (Ronneberger 2015: 5), in pixels as the network sees them.",
                                       unit="px", ge=0.5, le=50)
     batch_size: int = _setting(4, "Batch size", "Patches per optimiser step.", unit="patches", ge=1, le=32)
-    patch_size_px: int = _setting(252, "Input size", "Side of the square a training patch is read from; rounded up "
-                                  "to a size the network can take.", unit="px", ge=128, le=1024)
+    patch_px: int = _setting(128, "Patch size", "Side of the square patches that are learnt from, in pixels as the "
+                             "network sees them; rounded up to a size it can take.", unit="px", ge=64, le=1024)
     dropout: float = _setting(0.0, "Dropout", "Share of features hidden at random at the end of the contracting "
                               "path.", ge=0, le=0.5)
     fit_head: bool = _setting(True, "Fit the head first", "Where the base does not know all classes, fit its last "

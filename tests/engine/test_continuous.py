@@ -38,7 +38,7 @@ from napari_cellbrush.events import (
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=False)
 TWO = classes_from_names(["background", "cell"])
-CONFIG = TrainingConfig(max_steps=4, batch_size=2, patch_size_px=128, validate_every=2, patience=2, learning_rate=3e-3,
+CONFIG = TrainingConfig(max_steps=4, batch_size=2, patch_px=64, validate_every=2, patience=2, learning_rate=3e-3,
                         network=NetworkConfig(depth=3, base_filters=8))
 SIZE = 200
 

@@ -8,6 +8,7 @@ from napari_cellbrush.engine.geometry import UNetGeometry
 from napari_cellbrush.errors import ConfigError
 
 DEPTHS = st.integers(3, 5)
+PADDED = st.booleans()
 
 
 def sizes_by_walking_the_network(size: int, depth: int) -> int:
@@ -41,19 +42,29 @@ def test_sizes_agree_with_a_walk_through_the_layers(size: int, depth: int) -> No
         assert geometry.output_size(size) == expected
 
 
-@given(size=st.integers(1, 3000), depth=DEPTHS)
-def test_the_input_for_an_output_is_the_smallest_that_covers_it(size: int, depth: int) -> None:
-    geometry = UNetGeometry(depth)
+@given(size=st.integers(1, 300), depth=DEPTHS)
+def test_with_padding_every_pixel_is_answered_where_poolings_divide_evenly(size: int, depth: int) -> None:
+    geometry = UNetGeometry(depth, padded=True)
+    if size % 2**depth:
+        with pytest.raises(ConfigError, match="padded"):
+            geometry.output_size(size)
+    else:
+        assert geometry.output_size(size) == size
+
+
+@given(size=st.integers(1, 3000), depth=DEPTHS, padded=PADDED)
+def test_the_input_for_an_output_is_the_smallest_that_covers_it(size: int, depth: int, padded: bool) -> None:
+    geometry = UNetGeometry(depth, padded)
     needed = geometry.input_size_for(size)
     assert geometry.output_size(needed) >= size
     if needed > geometry.smallest_input:
         assert geometry.output_size(needed - geometry.stride) < size
 
 
-@given(size=st.integers(1, 3000), depth=DEPTHS)
+@given(size=st.integers(1, 3000), depth=DEPTHS, padded=PADDED)
 @settings(max_examples=50)
-def test_a_wished_input_size_is_rounded_up_to_a_valid_one(size: int, depth: int) -> None:
-    geometry = UNetGeometry(depth)
+def test_a_wished_input_size_is_rounded_up_to_a_valid_one(size: int, depth: int, padded: bool) -> None:
+    geometry = UNetGeometry(depth, padded)
     rounded = geometry.input_size_at_least(size)
     assert geometry.output_size(rounded) > 0
     assert rounded >= size

@@ -31,7 +31,7 @@ from napari_cellbrush.events import (
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=False)
 TWO = classes_from_names(["background", "cell"])
-TINY = TrainingConfig(max_steps=4, batch_size=2, patch_size_px=128, validate_every=2,
+TINY = TrainingConfig(max_steps=4, batch_size=2, patch_px=96, validate_every=2,
                       network=NetworkConfig(depth=3, base_filters=8))
 
 
@@ -95,8 +95,7 @@ def test_strokes_that_contradict_the_base_are_learnt_although_patches_show_one_c
     rows, columns = np.mgrid[:160, :160]
     # What was cell is background now, and each stroke lies by itself.
     apart = np.where((rows // 20 + columns // 20) % 2 == 0, strokes(~inside), 0)
-    _, tuned = run(trained.model, image, apart, TINY.replace(max_steps=60, learning_rate=3e-3, held_out_fraction=0,
-                                                             patch_size_px=128))
+    _, tuned = run(trained.model, image, apart, TINY.replace(max_steps=60, learning_rate=3e-3, held_out_fraction=0))
     found = segment_array(tuned.model, Planes(image, "YX")) == 2
     assert (found == ~inside).mean() > 0.9
 
@@ -408,7 +407,7 @@ def test_not_even_one_patch_in_memory_ends_with_a_remedy(scratch: Model, monkeyp
 
     monkeypatch.setattr(Learner, "_gradients", never)
     image, inside = blobs()
-    with pytest.raises(OutOfMemory, match="smaller input size"):
+    with pytest.raises(OutOfMemory, match="smaller patch size"):
         run(scratch, image, strokes(inside))
 
 
@@ -434,10 +433,9 @@ HALF = Device(kind="cpu", name="CPU", memory_bytes=None, half=torch.float16, cha
 
 def learner_and_batch(device: Device) -> tuple[Learner, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 1, 132, 132, generator=generator)
+    images = torch.randn(2, 1, 64, 64, generator=generator)
     learner = Learner(scratch_model(TWO, 1, TINY), TINY, device)
-    size = learner.network.geometry.output_size(132)
-    return learner, images, torch.randint(0, 3, (2, size, size), generator=generator)
+    return learner, images, torch.randint(0, 3, (2, 64, 64), generator=generator)
 
 
 def test_the_gradients_of_float16_are_those_of_float32() -> None:
@@ -487,7 +485,7 @@ def test_a_gpu_with_little_memory_goes_on_with_smaller_parts(monkeypatch: pytest
         return loss
 
     monkeypatch.setattr(Learner, "step", watched)
-    config = TINY.replace(max_steps=2, batch_size=32, patch_size_px=512, held_out_fraction=0.0,
+    config = TINY.replace(max_steps=2, batch_size=32, patch_px=512, held_out_fraction=0.0,
                           network=NetworkConfig(base_filters=32))
     image, inside = blobs(600)
     torch.cuda.empty_cache()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,39 @@ def test_output_sizes_follow_the_geometry(depth: int, batch_norm: bool) -> None:
         other = size + 2 * network.geometry.stride
         output = network(torch.empty(2, 3, size, other))
     assert output.shape == (2, 5, network.geometry.output_size(size), network.geometry.output_size(other))
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_with_padding_every_pixel_is_answered_and_in_the_middle_as_without(depth: int) -> None:
+    torch.manual_seed(0)
+    network = with_random_statistics(UNet(2, 3, 8, depth, batch_norm=True))
+    margin, stride, size = network.geometry.margin, network.geometry.stride, network.geometry.smallest_input
+    image = torch.randn(1, 2, size + 12 * stride, size + 12 * stride)
+    image = image[..., : image.shape[-1] // stride * stride, : image.shape[-1] // stride * stride]
+    # Two convolutions come before the first pooling: from here on both pool the same pixels together.
+    begin = 5 * stride + 2
+    with torch.inference_mode():
+        plain = network(image[..., begin : begin + size, begin : begin + size])
+        network.pad()
+        padded = network(image)
+    assert padded.shape[-2:] == image.shape[-2:]
+    assert network.geometry.output_size(image.shape[-1]) == image.shape[-1]
+    middle = slice(begin + margin, begin + margin + plain.shape[-1])
+    torch.testing.assert_close(padded[..., middle, middle], plain, atol=1e-4, rtol=1e-4)
+
+
+def test_padding_can_be_taken_off_again_and_stays_with_the_network_that_has_it() -> None:
+    network = with_random_statistics(UNet(1, 2, 8, 3, batch_norm=True))
+    image = torch.randn(1, 1, 108, 108)
+    other = copy.deepcopy(network)
+    with torch.inference_mode():
+        before = network(image)
+        network.pad()
+        assert torch.equal(other(image), before)
+        assert network.folded()(image[..., :104, :104]).shape[-1] == 104
+        network.pad(False)
+        assert torch.equal(network(image), before)
+    assert network.geometry == other.geometry
 
 
 def test_folding_batch_norm_keeps_the_answer() -> None:

@@ -25,7 +25,7 @@ IMAGE = np.random.default_rng(0).random((150, 160)).astype(np.float32)
 STROKES = np.zeros(IMAGE.shape, np.uint8)
 STROKES[10:30, 10:30], STROKES[60:90, 60:90], STROKES[110:140, 20:40] = 1, 2, 3
 N_STEPS = 3
-TRAINING = TrainingConfig(max_steps=N_STEPS, batch_size=1, patch_size_px=128, held_out_fraction=0, warmup_steps=1,
+TRAINING = TrainingConfig(max_steps=N_STEPS, batch_size=1, patch_px=64, held_out_fraction=0, warmup_steps=1,
                           diameter_px=20, network=NetworkConfig(depth=3, base_filters=8))
 #: Tiles small enough that there are several.
 INFERENCE = InferenceConfig(tile_size_px=128, diameter_px=20)

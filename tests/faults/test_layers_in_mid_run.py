@@ -44,7 +44,7 @@ def bench(make_napari_viewer_proxy: Any) -> Workbench:
     session.choose_model("tiny")
     session.set_options(scope="layer", device_name="cpu")
     session.training_config = session.training_config.replace(
-        max_steps=100_000, max_minutes=5, patience=0, patch_size_px=128, batch_size=1,
+        max_steps=100_000, max_minutes=5, patience=0, patch_px=64, batch_size=1,
         network=NetworkConfig(depth=3, base_filters=8).model_dump())
     session.inference_config = session.inference_config.replace(tile_size_px=128)
     return bench

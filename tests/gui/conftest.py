@@ -21,7 +21,7 @@ from napari_cellbrush.napari_ui.workspace import Workspace
 #: Seconds that a busy machine may take for what usually takes less than one.
 PATIENCE_S = 60
 #: Three steps, and nothing held out: whether random weights get better in three steps is luck.
-TINY_TRAINING = TrainingConfig(max_steps=3, batch_size=1, patch_size_px=128, held_out_fraction=0, warmup_steps=1,
+TINY_TRAINING = TrainingConfig(max_steps=3, batch_size=1, patch_px=64, held_out_fraction=0, warmup_steps=1,
                                network=NetworkConfig(depth=3, base_filters=8))
 
 

@@ -21,7 +21,7 @@ from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, GrowingHoldOut, Split, collect_annotation, rescaled
 from napari_cellbrush.engine.device import Device, choose_device
 from napari_cellbrush.engine.diameter import object_diameter
-from napari_cellbrush.engine.held_out import HeldOut, HeldOutScore
+from napari_cellbrush.engine.held_out import QUICK_TILES, HeldOut, HeldOutScore
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import Model, known_classes, knows_all, with_classes, with_dropout
 from napari_cellbrush.engine.patches import Patches
@@ -44,8 +44,6 @@ from napari_cellbrush.events import (
     Waiting,
 )
 
-#: Held-out tiles a score looks at: few, because new strokes wait meanwhile.
-MAX_SCORED_TILES = 8
 #: Weights that score less than this above the best are not worth segmenting the image anew.
 LEAST_GAIN = 0.005
 #: Seconds that a step may take: new strokes and a pause wait for its end. Slow devices learn from fewer patches a step.
@@ -239,9 +237,9 @@ class _Continuous:
         self._split = split
         self._patches = Patches(self._sources, rescaled(split.train, self._scale), self._classes,
                                 self._config.replace(seed=(self._config.seed + self.generation) % 2**31),
-                                self._start.network, self._device)
+                                self._learner.network.geometry, self._device)
         self._held_out = HeldOut(self._sources, rescaled(split.validation, self._scale), self._config,
-                                 self._start.network, self._device, MAX_SCORED_TILES) if split.validation else None
+                                 self._start.network, self._device, QUICK_TILES) if split.validation else None
         self._base_score: float | None = None
         self._is_best_scored = False
 

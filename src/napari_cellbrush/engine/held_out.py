@@ -25,6 +25,10 @@ from napari_cellbrush.engine.unet import UNet
 
 #: Tiles of held-out strokes scored at a time; enough for a stable score, few enough to stay fast on dense labels.
 _MAX_SCORED_TILES = 24
+#: The same where strokes wait for the score, or the first step.
+QUICK_TILES = 8
+#: Side of the tiles at least, in pixels that the network reads.
+_TILE_PX = 252
 #: Of how many held-out strokes an interval can be told: fewer say nothing about other strokes.
 STROKES_FOR_INTERVAL = 4
 _N_RESAMPLES = 1000
@@ -69,7 +73,7 @@ class HeldOut:
     images, annotation
         At the network's scale.
     config, network, device
-        How large tiles are, which shape the networks to score have, and where and how precisely they compute.
+        Whether classes are balanced, which shape the networks to score have, and where and how precisely they compute.
     max_tiles
         Of all tiles with strokes, at most so many are looked at, drawn at random.
     """
@@ -81,7 +85,7 @@ class HeldOut:
         self._margin = network.geometry.margin
         self._n_classes = annotation.n_classes
         geometry = network.geometry
-        size = geometry.input_size_at_least(config.patch_size_px)
+        size = geometry.input_size_at_least(_TILE_PX)
         tiles, n_strokes = [], 0
         for plane in annotation.planes:
             strokes, n = ndimage.label(plane.labels > 0, _EIGHT_NEIGHBOURS)

@@ -24,7 +24,9 @@ _SCRATCH_RATE = 5
 
 
 class Learner:
-    """A network that learns, and the average (EMA) of its weights, which is what is scored and kept.
+    """A network that learns on padded patches, and the average (EMA) of its weights, which is scored and kept.
+
+    The average is unpadded, as the tuned network will be.
 
     Parameters
     ----------
@@ -45,6 +47,7 @@ class Learner:
         if device.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
         self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.network.pad()
         self._from_scratch = start.card.n_steps == 0
         self._n_expected = float(config.max_steps)
         rate = config.learning_rate * (_SCRATCH_RATE if self._from_scratch else 1)
@@ -80,7 +83,7 @@ class Learner:
                     raise
                 if self._n_chunks >= len(images):
                     raise OutOfMemory(f"{self.device.name} has too little memory to train on one patch of "
-                                      f"{images.shape[-1]} px", "Choose a smaller input size in the advanced "
+                                      f"{images.shape[-1]} px", "Choose a smaller patch size in the advanced "
                                       "settings, or train on the CPU") from error
                 self._n_chunks = min(2 * self._n_chunks, len(images))
         if not math.isfinite(loss):

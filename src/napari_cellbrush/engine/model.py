@@ -24,7 +24,7 @@ NORMALISATION = "percentile-1-99.8"
 #: Images are reduced and enlarged at most this much.
 SCALES = (1 / 8, 3.0)
 #: Training settings of earlier versions, by which a model may have been made, and that mean nothing any more.
-_RETIRED_SETTINGS = frozenset({"base_weight"})
+_RETIRED_SETTINGS = frozenset({"base_weight", "patch_size_px"})
 #: Scales nearer to 1 than this factor are not worth resampling.
 TOLERATED_SCALE = 1.4
 

@@ -15,9 +15,9 @@ from napari_cellbrush.engine import augment
 from napari_cellbrush.engine.annotation import Annotation, StrokeSampler
 from napari_cellbrush.engine.border_weights import annotation_weights
 from napari_cellbrush.engine.device import Device
+from napari_cellbrush.engine.geometry import UNetGeometry
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.training_state import PartState
-from napari_cellbrush.engine.unet import UNet
 
 #: A stroke's pixel lies at most this share of the patch's half side from its centre, so that deformation keeps it in.
 _JITTER = 0.7
@@ -32,13 +32,12 @@ class Patches:
         At the network's scale.
     classes
         What the labels mean, which border weights need to know.
-    config, network, device
-        How large patches are and how they vary, and where they are made.
+    config, geometry, device
+        How large patches are and how they vary, which sizes the network that learns takes, and where they are made.
     """
 
     def __init__(self, images: Sequence[Resampled], annotation: Annotation, classes: Sequence[ClassDefinition],
-                 config: TrainingConfig, network: UNet, device: Device) -> None:
-        geometry = network.geometry
+                 config: TrainingConfig, geometry: UNetGeometry, device: Device) -> None:
         self._images = images
         self._planes = annotation.planes
         self._weights = [annotation_weights(plane.labels, classes, w0=config.border_weight,
@@ -46,7 +45,7 @@ class Patches:
                          for plane in annotation.planes] if config.border_weight else None
         self._config = config
         self._device = device
-        self._input_size = geometry.input_size_at_least(config.patch_size_px)
+        self._input_size = geometry.input_size_at_least(config.patch_px)
         self._output_size = geometry.output_size(self._input_size)
         self._source_size = augment.source_size(config.augmentation, self._input_size)
         self._sampler = StrokeSampler(annotation, config.seed)

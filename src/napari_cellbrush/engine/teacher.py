@@ -41,6 +41,8 @@ class Teacher:
         self._weight = 0.0
         self._device = device
         self._network = base.network.folded().requires_grad_(False).to(device.torch_device)
+        # It is asked about the patches that the learner sees.
+        self._network.pad()
         if device.channels_last:
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
 

@@ -25,7 +25,7 @@ from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, collect_annotation, hold_out, rescaled
 from napari_cellbrush.engine.device import Device, choose_device, is_out_of_memory
 from napari_cellbrush.engine.diameter import Painted, object_diameter
-from napari_cellbrush.engine.held_out import HeldOut, HeldOutScore
+from napari_cellbrush.engine.held_out import QUICK_TILES, HeldOut, HeldOutScore
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import (
     Model,
@@ -163,7 +163,7 @@ def train(
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"{device.name} has too little memory to train this network", "Close other programs, "
-                          "choose a smaller input size in the advanced settings, or train on the CPU") from error
+                          "choose a smaller patch size in the advanced settings, or train on the CPU") from error
 
 
 def _train(
@@ -196,7 +196,7 @@ def _train(
     teacher = teacher_for(base, n_channels(images), classes, config, device)
     learner = Learner(start, config, device, teacher)
     learnt = rescaled(split.train, scale)
-    patches = Patches(sources, learnt, classes, config, start.network, device)
+    patches = Patches(sources, learnt, classes, config, learner.network.geometry, device)
     held_out = HeldOut(sources, rescaled(split.validation, scale), config, start.network, device) \
         if split.validation else None
     best = _Best(learner.averaged)
@@ -208,7 +208,7 @@ def _train(
                          known_classes(base, classes))
     elif base.card.n_steps > 0 and knows_all(base, classes):
         # Strokes that are learnt from say how far the base can be trusted; held-out ones are for scores alone.
-        trusted = HeldOut(sources, learnt, config, start.network, device) if teacher else None
+        trusted = HeldOut(sources, learnt, config, start.network, device, QUICK_TILES) if teacher else None
         yield BaseScoring(sum(strokes.n_tiles for strokes in (held_out, trusted) if strokes))
         course.base_score = held_out.iou(learner.averaged, stop) if held_out else None
         course.teacher_score = trusted.iou(learner.averaged, stop) if trusted else None

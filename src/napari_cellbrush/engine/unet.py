@@ -1,4 +1,4 @@
-"""The network: Ronneberger, Fischer, Brox 2015, unpadded, with optional batch norm.
+"""The network: Ronneberger, Fischer, Brox 2015, unpadded unless it learns, with optional batch norm.
 
 It knows tensors only. Which sizes it takes is written in :mod:`.geometry`.
 """
@@ -103,6 +103,17 @@ class UNet(nn.Module):
             x = block(torch.cat([_centre_crop(skip, x.shape[-2], x.shape[-1]), x], dim=1))
             levels.append(x)
         return levels
+
+    def pad(self, padded: bool = True) -> None:
+        """Pad the convolutions with zeros, so that every pixel of a patch is answered, or no longer.
+
+        For learning: of what an unpadded net computes on a small patch, most is for context that answers nothing.
+        """
+        self.geometry = UNetGeometry(self.depth, padded)
+        for block in [*self.down, *self.up]:
+            for module in block.children():
+                if isinstance(module, nn.Conv2d):
+                    module.padding = (int(padded), int(padded))
 
     def folded(self) -> UNet:
         """A copy for inference: batch norm folded into the convolutions, dropout off.

@@ -39,7 +39,7 @@ class BusyWindow:
         self.bench = workbench_for(self.viewer)
         self.session = self.bench.session
         self.session.training_config = self.session.training_config.replace(
-            max_steps=100_000, max_minutes=5, patience=0, patch_size_px=128,
+            max_steps=100_000, max_minutes=5, patience=0, patch_px=64,
             network=NetworkConfig(depth=3, base_filters=8).model_dump())
         self.bench.annotating.new_annotation(self.session.image.key)
         self.bench.autosaving._timer.stop()
