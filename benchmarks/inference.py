@@ -94,11 +94,9 @@ class Ways:
         half = config.precision == "auto" and self.device.half is not None
         self.dtype = self.device.half if half and self.device.half else torch.float32
         network = copy.deepcopy(model.network.folded()).to(self.device.torch_device, self.dtype)
-        self.network: nn.Module = network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)
         self.padded = copy.deepcopy(self.network)
-        for layer in self.padded.modules():
-            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                layer.padding = (1, 1)
+        self.padded.pad()
 
     def tiles(self, planes: Planes) -> np.ndarray:
         return segment_array(self.model, planes, config=self.config, device=self.device)
@@ -135,9 +133,7 @@ class Ways:
 
     def monai_usual(self, planes: Planes) -> np.ndarray:
         network = copy.deepcopy(self.model.network).eval().to(self.device.torch_device)
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                layer.padding = (1, 1)
+        network.pad()
         image = self._tensor(planes, *planes.shape_yx, margin=0).float().contiguous()
         with torch.autocast(self.device.kind, self.dtype, enabled=self.dtype != torch.float32):
             return self._classes(SlidingWindowInferer(PADDED_WINDOW, 1)(image, network))

@@ -6,6 +6,7 @@ them, because a setting that does not help should not exist.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,7 +77,10 @@ def average_as_teacher() -> Iterator[None]:
         def __init__(self, start: Model, config: TrainingConfig, device: Device, base: Teacher | None = None) -> None:
             super().__init__(start, config, device, base)
             average = Teacher(start, torch.eye(start.n_classes), 1.0, device)
-            average._network = self.averaged
+            # Padded, as what it is asked is too small for the average as it is; the tensors are the average's own.
+            shared = {id(tensor): tensor for tensor in self.averaged.state_dict(keep_vars=True).values()}
+            average._network = copy.deepcopy(self.averaged, shared)
+            average._network.pad()
             average.trust(1.0, 1.0)
             self._teacher = average
 

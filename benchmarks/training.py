@@ -26,7 +26,7 @@ from napari_cellbrush.engine.training import scratch_model
 SETTINGS = {
     "one-click default": TrainingConfig(),
     "large patch": TrainingConfig(patch_px=256, batch_size=1),
-    "one patch as large as the paper's, SGD": TrainingConfig(patch_px=388, batch_size=1, optimiser="sgd"),
+    "one patch as large as the paper's, SGD": TrainingConfig(patch_px=400, batch_size=1, optimiser="sgd"),
 }
 
 

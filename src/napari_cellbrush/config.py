@@ -8,6 +8,7 @@ validates again.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -254,6 +255,15 @@ class LiveConfig(Settings):
     feature_memory_mb: int = _setting(1024, "Feature memory", "Memory for what is known of the image; about 150 MB for "
                                       "each million pixels, more with several channels. With too little, parts are "
                                       "computed again when the view comes back to them.", unit="MB", ge=64, le=262_144)
+
+
+#: Settings of earlier versions that mean nothing any more.
+_RETIRED_SETTINGS = frozenset({"base_weight", "patch_size_px"})
+
+
+def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version saved, without those that this one has no more."""
+    return {name: value for name, value in values.items() if name not in _RETIRED_SETTINGS}
 
 
 def load_config(path: Path) -> TrainingConfig:

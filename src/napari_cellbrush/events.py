@@ -76,7 +76,7 @@ class PauseToken:
 class BaseScoring:
     """Before the first step, and only where scores can be compared: the base is about to be measured."""
 
-    #: Tiles of held-out strokes to look at.
+    #: Tiles of strokes to look at.
     n_tiles: int
 
 

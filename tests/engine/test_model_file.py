@@ -94,7 +94,7 @@ def test_a_model_whose_settings_have_names_of_an_earlier_version_is_read(file: P
     def as_earlier(_: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
         card = json.loads(metadata["cellbrush"])
         del card["training"]["base_worth_strokes"]
-        card["training"]["base_weight"] = 10.0
+        card["training"].update(base_weight=10.0, patch_size_px=252)
         metadata["cellbrush"] = json.dumps(card)
 
     rewritten(file, as_earlier)

@@ -88,7 +88,7 @@ def test_a_base_that_agrees_with_few_strokes_keeps_its_answers_elsewhere(scratch
     assert moved(50.0) < 0.5 * moved(0.0)
 
 
-def test_strokes_that_contradict_the_base_are_learnt_although_patches_show_one_class(scratch: Model) -> None:
+def test_strokes_that_contradict_the_base_are_learnt(scratch: Model) -> None:
     image, inside = blobs()
     _, trained = run(scratch, image, strokes(inside), TINY.replace(max_steps=60, learning_rate=3e-3, patience=0,
                                                                    held_out_fraction=0))
@@ -301,6 +301,19 @@ def test_that_the_base_is_being_scored_is_said_first(tuned: Model, scratch: Mode
     assert events[0].n_tiles >= 1
     assert result.base_score is not None
     assert isinstance(run(scratch, image, strokes(inside))[0][0], TrainingStarted)
+
+
+def test_few_tiles_of_what_is_learnt_from_tell_how_far_the_base_is_trusted(
+    scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, inside = blobs(320)
+    base = Model(scratch.network, scratch.card.replace(n_steps=1))
+
+    def n_scored(n_tiles: int) -> int:
+        monkeypatch.setattr(training, "QUICK_TILES", n_tiles)
+        events, _ = run(base, image, strokes(inside), TINY.replace(max_steps=1))
+        return next(event.n_tiles for event in events if isinstance(event, BaseScoring))
+
+    assert n_scored(5) - n_scored(2) == 3
 
 
 def test_all_steps_end_the_run(scratch: Model) -> None:

@@ -73,7 +73,7 @@ def test_padding_can_be_taken_off_again_and_stays_with_the_network_that_has_it()
         before = network(image)
         network.pad()
         assert torch.equal(other(image), before)
-        assert network.folded()(image[..., :104, :104]).shape[-1] == 104
+        torch.testing.assert_close(network.folded()(image), before, atol=1e-4, rtol=1e-4)
         network.pad(False)
         assert torch.equal(network(image), before)
     assert network.geometry == other.geometry

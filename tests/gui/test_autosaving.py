@@ -220,6 +220,19 @@ def test_settings_that_this_version_does_not_know_do_not_cost_the_strokes(viewer
     assert "from the future" in painted.session.keeping.notice.text
 
 
+def test_settings_that_an_earlier_version_had_do_not_cost_the_others(viewer, painted, image, person):
+    painted.session.training_config = painted.session.training_config.replace(seed=77)
+    save(painted.bench, person)
+    session = list_sessions()[0][0]
+    settings = {**session.card.settings["training"], "patch_size_px": 252}
+    (session.path / session_folder.CARD_NAME).write_text(
+        session.card.replace(settings={"training": settings}).model_dump_json())
+    reopen(viewer, painted.bench, image, person)
+    painted.bench.autosaving.restore(painted.session.image.key)
+    person.wait(lambda: painted.session.annotations)
+    assert painted.session.training_config.seed == 77
+
+
 def test_a_damaged_session_is_said_in_words_and_nothing_changes(viewer, painted, image, person):
     save(painted.bench, person)
     session = list_sessions()[0][0]

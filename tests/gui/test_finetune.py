@@ -125,7 +125,7 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
     monkeypatch.setattr(training, "train", train)
     dock = painted.finetune
     person.click(dock.run.button)
-    person.wait(lambda: dock.run.notice.text() == "Scoring the base on the held-out strokes…")
+    person.wait(lambda: dock.run.notice.text() == "Scoring the base on your strokes…")
     go_on.append(True)
     person.wait(lambda: painted.session.training.count == "step 1 of 10")
     assert not dock.curve.isVisible()  # one point is no curve

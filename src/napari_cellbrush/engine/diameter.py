@@ -41,7 +41,7 @@ _LEAST_SHARE = 0.25
 #: Smaller spots are noise, in network pixels.
 _LEAST_DIAMETER_PX = 6.0
 #: So many strokes of each class are looked at, as far as this from one of their pixels, in image pixels. (On seven
-#: training images that the network knows badly, what four told was right within a factor of 1.3, two within 2.3.)
+#: training images that the network knows badly, four gave a diameter within a factor of 1.3, two within one of 2.3.)
 _STROKES_PER_CLASS, _STROKE_REACH_PX = 4, 13
 #: Probabilities below this are not told apart: one pixel that is surely wrong shall not outweigh all others.
 _LEAST_PROBABILITY = 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -27,8 +28,8 @@ from napari_cellbrush.engine.unet import UNet
 _MAX_SCORED_TILES = 24
 #: The same where strokes wait for the score, or the first step.
 QUICK_TILES = 8
-#: Side of the tiles at least, in pixels that the network reads.
-_TILE_PX = 252
+#: Side of what a tile answers at least, in network pixels: the same evidence however deep the network is.
+_ANSWERED_PX = 64
 #: Of how many held-out strokes an interval can be told: fewer say nothing about other strokes.
 STROKES_FOR_INTERVAL = 4
 _N_RESAMPLES = 1000
@@ -73,9 +74,10 @@ class HeldOut:
     images, annotation
         At the network's scale.
     config, network, device
-        Whether classes are balanced, which shape the networks to score have, and where and how precisely they compute.
+        Whether classes are balanced and which tiles are drawn, which shape the networks to score have, and where and
+        how precisely they compute.
     max_tiles
-        Of all tiles with strokes, at most so many are looked at, drawn at random.
+        Of all tiles with strokes, at most so many are looked at, drawn at random for each class in turn.
     """
 
     def __init__(self, images: Sequence[Resampled], annotation: Annotation, config: TrainingConfig, network: UNet,
@@ -85,14 +87,14 @@ class HeldOut:
         self._margin = network.geometry.margin
         self._n_classes = annotation.n_classes
         geometry = network.geometry
-        size = geometry.input_size_at_least(_TILE_PX)
+        size = geometry.input_size_for(_ANSWERED_PX)
         tiles, n_strokes = [], 0
         for plane in annotation.planes:
             strokes, n = ndimage.label(plane.labels > 0, _EIGHT_NEIGHBOURS)
             tiles += [(plane, strokes + (n_strokes - 1), tile) for tile in _labelled_tiles(plane, geometry, size)]
             n_strokes += n
-        order = np.random.default_rng(config.seed).permutation(len(tiles))[:max_tiles]
-        self._tiles = [self._cut(images, *tiles[position]) for position in sorted(order)]
+        held = [frozenset(np.unique(plane.labels[tile.rows, tile.columns]).tolist()) - {0} for plane, _, tile in tiles]
+        self._tiles = [self._cut(images, *tiles[position]) for position in _drawn(held, max_tiles, config.seed)]
         self._n_strokes = n_strokes
 
     def _cut(self, images: Sequence[Resampled], plane: LabelledPlane, strokes: NDArray[np.int64],
@@ -168,6 +170,18 @@ def score_interval(confusions: NDArray[np.int64]) -> tuple[float, float] | None:
     iou = np.divide(both, either, out=np.full_like(both, np.nan), where=either > 0)
     low, high = np.percentile(np.nanmean(iou, axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def _drawn(held: Sequence[frozenset[int]], n: int, seed: int) -> list[int]:
+    """Which tiles to look at, by the classes that each holds: a class without a tile would count as never found."""
+    left = np.random.default_rng(seed).permutation(len(held)).tolist()
+    drawn: list[int] = []
+    for wanted in cycle(sorted(frozenset().union(*held))):
+        if not left or len(drawn) == n:
+            break
+        drawn.append(next((position for position in left if wanted in held[position]), left[0]))
+        left.remove(drawn[-1])
+    return sorted(drawn)
 
 
 def _labelled_tiles(plane: LabelledPlane, geometry: UNetGeometry, size: int) -> list[Tile]:

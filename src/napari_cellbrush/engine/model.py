@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from napari_cellbrush.config import ClassDefinition, NetworkConfig, Settings, TrainingConfig
+from napari_cellbrush.config import ClassDefinition, NetworkConfig, Settings, TrainingConfig, without_retired
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import ModelError
 
@@ -23,8 +23,6 @@ from napari_cellbrush.errors import ModelError
 NORMALISATION = "percentile-1-99.8"
 #: Images are reduced and enlarged at most this much.
 SCALES = (1 / 8, 3.0)
-#: Training settings of earlier versions, by which a model may have been made, and that mean nothing any more.
-_RETIRED_SETTINGS = frozenset({"base_weight", "patch_size_px"})
 #: Scales nearer to 1 than this factor are not worth resampling.
 TOLERATED_SCALE = 1.4
 
@@ -61,9 +59,7 @@ class ModelCard(Settings):
     @field_validator("training", mode="before")
     @classmethod
     def _without_retired(cls, training: Any) -> Any:
-        if not isinstance(training, dict):
-            return training
-        return {name: value for name, value in training.items() if name not in _RETIRED_SETTINGS}
+        return without_retired(training) if isinstance(training, dict) else training
 
     def scale_for(self, diameter_px: float | None) -> float:
         """Network pixels per pixel of an image whose objects have this diameter; 1 where it is unknown.

@@ -16,7 +16,7 @@ from napari_cellbrush.engine.geometry import UNetGeometry
 
 
 class UNet(nn.Module):
-    """The unpadded U-Net.
+    """The U-Net, unpadded until :meth:`pad`.
 
     With ``base_filters=64, depth=4, batch_norm=False`` it is the net of the paper: 23 convolutional layers,
     572 → 388 pixels, 31,030,658 parameters for one input channel and two classes.
@@ -64,7 +64,7 @@ class UNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Class logits of the image's centre.
+        """Class logits of the image's centre; of all of it with padding.
 
         Parameters
         ----------
@@ -86,8 +86,8 @@ class UNet(nn.Module):
     def decoded(self, image: Tensor) -> list[Tensor]:
         """What each level of the expanding path gives, coarsest first: BFhw with F = ``base_filters``·2^level.
 
-        At stride s = 2^level, row j covers the output's rows from s·j − 2(s − 1) on: two convolutions take two rows
-        off at each level.
+        At stride s = 2^level, row j covers the output's rows from s·j − 2(s − 1) on: without padding, two convolutions
+        take two rows off at each level.
         """
         skips: list[Tensor] = []
         x: Tensor = image
@@ -105,7 +105,7 @@ class UNet(nn.Module):
         return levels
 
     def pad(self, padded: bool = True) -> None:
-        """Pad the convolutions with zeros, so that every pixel of a patch is answered, or no longer.
+        """Pad the convolutions with zeros, so that every pixel of a patch is answered; or undo that.
 
         For learning: of what an unpadded net computes on a small patch, most is for context that answers nothing.
         """
@@ -116,11 +116,12 @@ class UNet(nn.Module):
                     module.padding = (int(padded), int(padded))
 
     def folded(self) -> UNet:
-        """A copy for inference: batch norm folded into the convolutions, dropout off.
+        """A copy for inference: batch norm folded into the convolutions, dropout and padding off.
 
         A pixel's result then depends on its neighbourhood alone, never on the rest of its tile or batch.
         """
         plain = copy.deepcopy(self).eval()
+        plain.pad(False)
         for block in [*plain.down, *plain.up]:
             for name in ("norm1", "norm2"):
                 if name in block._modules:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication
 
-from napari_cellbrush.config import AutosaveConfig, ClassDefinition, InferenceConfig, TrainingConfig
+from napari_cellbrush.config import AutosaveConfig, ClassDefinition, InferenceConfig, TrainingConfig, without_retired
 from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.session_folder import (
     ImageIdentity,
@@ -337,7 +337,7 @@ class Work:
 
         def read(name: str, kind: type[Any]) -> Any:
             try:
-                return kind.read(card.settings.get(name, {}))
+                return kind.read(without_retired(card.settings.get(name, {})))
             except ConfigError as error:
                 problems.append(f"The saved settings for {name} are not used. {error.problem}.")
                 return kind()

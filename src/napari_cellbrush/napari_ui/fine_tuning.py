@@ -119,7 +119,7 @@ class FineTuning(QObject):
         if self._run.phase is not Phase.RUNNING:
             pass
         elif isinstance(event, BaseScoring):
-            self._run.say("Scoring the base on the held-out strokes…")
+            self._run.say("Scoring the base on your strokes…")
         elif isinstance(event, TrainingStarted):
             size = f" Objects are taken to be {event.diameter_px:.0f} px across." if event.diameter_px else ""
             self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision}).{size}")
