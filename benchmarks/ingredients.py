@@ -74,9 +74,8 @@ def average_as_teacher() -> Iterator[None]:
     As a mean teacher (Tarvainen & Valpola 2017), but that both see the same augmented patch.
     """
     class Taught(learner.Learner):
-        def __init__(self, start: Model, config: TrainingConfig, device: Device, base: Teacher | None = None,
-                     knows_classes: bool = True) -> None:
-            super().__init__(start, config, device, base, knows_classes)
+        def __init__(self, start: Model, config: TrainingConfig, device: Device, base: Teacher | None = None) -> None:
+            super().__init__(start, config, device, base)
             average = Teacher(start, torch.eye(start.n_classes), 1.0, device)
             # Padded, as what it is asked is too small for the average as it is; the tensors are the average's own.
             shared = {id(tensor): tensor for tensor in self.averaged.state_dict(keep_vars=True).values()}

@@ -159,9 +159,8 @@ class TrainingConfig(Settings):
     diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the painted objects, in image pixels, "
                                   "by which images are rescaled for the base; 0 measures it.", unit="px",
                                   zero="automatic", advanced=False, ge=0, le=2000)
-    learning_rate: float = _setting(3e-4, "Learning rate", "Largest step size, reached after the warm-up; a base that "
-                                    "does not know all classes takes three times, a model from scratch five times as "
-                                    "large ones.",
+    learning_rate: float = _setting(3e-4, "Learning rate", "Largest step size, reached after the warm-up; a model "
+                                    "from scratch takes five times as large ones.",
                                     ge=1e-5, le=3e-3)
     optimiser: OptimiserName = _setting("adamw", "Optimiser", "adamw, adam, or sgd as in the 2015 paper.")
     momentum: float = _setting(0.99, "Momentum", "Momentum of sgd (Ronneberger 2015: 0.99).", ge=0, lt=1)

@@ -293,18 +293,6 @@ def test_stopping_is_noticed_between_held_out_tiles(
     assert (result.base_score is None) == (n_scored == 0)
 
 
-def test_a_base_learns_new_classes_in_larger_steps_and_random_weights_in_the_largest(
-    tuned: Model, scratch: Model) -> None:
-    image, inside = blobs()
-
-    def rate(base: Model, names: list[str]) -> float:
-        events, _ = run(base, image, strokes(inside), TINY.replace(max_steps=1), classes=classes_from_names(names))
-        return next(event.learning_rate for event in events if isinstance(event, TrainingStep))
-
-    known = [definition.name for definition in TWO]
-    assert 1.1 * rate(tuned, known) < rate(tuned, ["sky", "star"]) < rate(scratch, known) / 1.1
-
-
 def test_that_the_base_is_being_scored_is_said_first(tuned: Model, scratch: Model) -> None:
     image, inside = blobs()
     events, result = run(tuned, image, strokes(inside))

@@ -253,8 +253,7 @@ class _Continuous:
 
     def _restart(self) -> None:
         """Go back to the base; better weights stay what they are."""
-        self._learner = Learner(self._start, self._config, self._device, self._teacher,
-                                knows_all(self._base, self._classes))
+        self._learner = Learner(self._start, self._config, self._device, self._teacher)
         self._learner.expect_no_end()
         self._has_grown = False
         self._scored_at = 0

@@ -19,9 +19,8 @@ from napari_cellbrush.engine.training_state import PartState, cloned, copy_into
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import OutOfMemory, TrainingDiverged
 
-#: Random weights have further to go than a base's, and a base further where it does not know the classes: with the
-#: rate that keeps what a base knows they learn too little in a minute.
-_SCRATCH_RATE, _NEW_CLASSES_RATE = 5, 3
+#: Random weights have further to go than a base's: with the base's rate they learn hardly anything in a minute.
+_SCRATCH_RATE = 5
 
 
 class Learner:
@@ -37,12 +36,9 @@ class Learner:
         How to learn, and where.
     teacher
         Who says what unlabelled pixels are, if anybody; heard as soon as it is trusted.
-    knows_classes
-        Whether the start, if it learnt anything, was trained for all its classes.
     """
 
-    def __init__(self, start: Model, config: TrainingConfig, device: Device, teacher: Teacher | None = None,
-                 knows_classes: bool = True) -> None:
+    def __init__(self, start: Model, config: TrainingConfig, device: Device, teacher: Teacher | None = None) -> None:
         self.config = config
         self._teacher = teacher
         self.device = device
@@ -54,8 +50,8 @@ class Learner:
         self.network.pad()
         self._from_scratch = start.card.n_steps == 0
         self._n_expected = float(config.max_steps)
-        factor = _SCRATCH_RATE if self._from_scratch else 1 if knows_classes else _NEW_CLASSES_RATE
-        self._optimiser = _optimiser(self.network, config, config.learning_rate * factor)
+        rate = config.learning_rate * (_SCRATCH_RATE if self._from_scratch else 1)
+        self._optimiser = _optimiser(self.network, config, rate)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate_factor)
         # Small gradients vanish in float16, unlike in bfloat16, unless the loss is scaled up.
         self._scaler = torch.amp.GradScaler(device.kind, enabled=device.half == torch.float16)

@@ -194,7 +194,7 @@ def _train(
 
     sources = [Resampled(image, scale) for image in images]
     teacher = teacher_for(base, n_channels(images), classes, config, device)
-    learner = Learner(start, config, device, teacher, knows_all(base, classes))
+    learner = Learner(start, config, device, teacher)
     learnt = rescaled(split.train, scale)
     patches = Patches(sources, learnt, classes, config, learner.network.geometry, device)
     held_out = HeldOut(sources, rescaled(split.validation, scale), config, start.network, device) \
