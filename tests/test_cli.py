@@ -31,7 +31,7 @@ from napari_cellbrush.engine.model_file import add_to_library, read_card, read_m
 from napari_cellbrush.export.mask_tiff import read_provenance
 
 TINY = NetworkConfig(depth=3, base_filters=8)
-TINY_OPTIONS = ["--network.depth", "3", "--network.base-filters", "8", "--patch-size-px", "128", "--batch-size", "1",
+TINY_OPTIONS = ["--network.depth", "3", "--network.base-filters", "8", "--patch-px", "64", "--batch-size", "1",
                 "--device", "cpu", "--max-minutes", "5"]
 
 

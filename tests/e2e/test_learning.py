@@ -80,7 +80,7 @@ def test_the_command_line_learns_discs_from_ten_strokes_a_class(tmp_path: Path, 
     labels = strokes(truth, 10, seed=0)
     found = learn_and_segment(tmp_path, image, labels, other, "--base", "scratch", "--classes", "background,cell",
                               "--max-steps", "80", "--max-minutes", "10", "--learning-rate", "3e-3",
-                              "--network.base-filters", "8", "--network.depth", "3", "--patch-size-px", "188")
+                              "--network.base-filters", "8", "--network.depth", "3", "--patch-px", "96")
     peer = forest(seed=0).fit([image[None]], [labels]).predict(other[None])
     ours, theirs = (class_iou(prediction, other_truth, 2).mean for prediction in (found, peer))
     print(json.dumps({"cellbrush": ours, "random_forest": theirs}))

@@ -114,7 +114,7 @@ def test_the_whole_path_needs_no_network(tmp_path: Path, monkeypatch: pytest.Mon
     strokes = np.zeros(IDS.shape, np.uint8)
     strokes[:20], strokes[60:80] = 1, 2
     tifffile.imwrite("strokes.tif", strokes)
-    tiny = ["--network.depth", "3", "--network.base-filters", "8", "--patch-size-px", "128", "--batch-size", "1"]
+    tiny = ["--network.depth", "3", "--network.base-filters", "8", "--patch-px", "64", "--batch-size", "1"]
     assert cli.main(["train", "image.tif", "--labels", "strokes.tif", "--out", "mine.safetensors", "--base", "scratch",
                      "--max-steps", "2", "--device", "cpu", *tiny]) == 0
     assert cli.main(["segment", "image.tif", "--model", "mine.safetensors", "--out", "masks", "--device", "cpu"]) == 0
