@@ -71,8 +71,7 @@ class Run:
             teacher.trust(1.0, annotation.strokes_per_class)
         self.config = config
         self.learner = Learner(base, config, device, teacher)
-        self.patches = Patches([image], annotation, base.card.classes, config, self.learner.network.geometry,
-                               device)
+        self.patches = Patches([image], annotation, base.card.classes, config, self.learner.network.geometry, device)
         self.clear()
 
     def clear(self) -> None:
