@@ -121,9 +121,24 @@ def test_strokes_are_asked_where_the_image_alone_says_too_little(monkeypatch: py
         return object_diameter(MODEL, [planes], stated_px, CPU, painted=strokes)
 
     assert found(None) == pytest.approx(40, rel=0.3)
-    assert found(Measurement(15.0, is_sure=False)) == found(None)
-    assert found(Measurement(15.0, is_sure=True)) == 15
+    assert found(Measurement(15.0, evidence=0.4)) == found(None)
+    assert found(Measurement(15.0, evidence=0.5)) == 15
     assert found(None, stated_px=12) == 12
+
+
+def test_where_other_classes_are_wanted_a_dim_look_does_not_shrink_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = discs(40)
+    planes = Planes(image, "YX")
+    foreign = replace(painted(planes, image), classes=classes_from_names(["sheath", "axon"]))
+
+    def found(evidence: float, strokes: Painted | None, for_others: bool) -> float | None:
+        monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(60.0, evidence))
+        return object_diameter(MODEL, [planes], 0, CPU, painted=strokes, for_others=for_others)
+
+    assert found(0.25, None, for_others=False) == 60
+    assert found(0.25, None, for_others=True) is None
+    assert found(0.25, foreign, for_others=False) is None
+    assert found(0.35, None, for_others=True) == found(0.35, foreign, for_others=False) == 60
 
 
 @pytest.mark.usefixtures("knows_only_discs_of_24_px")
@@ -178,7 +193,7 @@ def test_images_of_any_shape_can_be_measured(shape: tuple[int, ...], axes: str) 
 
 
 def test_what_is_stated_or_known_from_tuning_comes_before_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(33.0, is_sure=True))
+    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(33.0, evidence=0.5))
     image = [Planes(discs(20), "YX")]
     tuned = make_model(diameter_px=24.0, image_diameter_px=50.0)
     assert object_diameter(make_model(), image, 12.0, CPU) is None
@@ -189,7 +204,7 @@ def test_what_is_stated_or_known_from_tuning_comes_before_a_measurement(monkeypa
 
 
 def test_settings_say_the_diameter_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(33.0, is_sure=True))
+    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(33.0, evidence=0.5))
     image = Planes(discs(20), "YX")
     def settings(model: Model) -> object:
         started = next(segment_planes(model, image, device=CPU))

@@ -76,7 +76,7 @@ def test_the_diameter_is_measured_once_said_noted_and_the_same_as_by_the_api(vie
     ready.session.choose_model("sized")
     measured = []
     monkeypatch.setattr(diameter, "measured_diameter",
-                        lambda *_: measured.append(1) or diameter.Measurement(12.0, is_sure=True))
+                        lambda *_: measured.append(1) or diameter.Measurement(12.0, evidence=0.5))
     ready.session.set_options(output="objects")
     for _ in range(2):
         notice = segment(ready, person)

@@ -31,9 +31,13 @@ from napari_cellbrush.events import StopToken
 _SCALES = (1.0, 0.6, 1.7, 0.35, 2.9, 0.2)
 #: Side of what is looked at, in network pixels.
 _WINDOW_PX = 268
-#: Share of the pixels that must lie, surely, in objects of the right size: below nobody knows, above look no further.
-#: (On training images, what was measured above the first was right within a factor of 1.4.)
-_LEAST_EVIDENCE, _ENOUGH_EVIDENCE = 0.3, 0.42
+#: Share of the pixels that must lie, surely, in objects of the right size: below the first nobody knows, above the last
+#: look no further. (On 71 training images the best scale always had more than the first and was wrong by more than half
+#: an octave in 11 of them; where 0.3 was asked, phase contrast was measured in one image of nine instead of in all.)
+_LEAST_EVIDENCE, _ENOUGH_EVIDENCE = 0.2, 0.42
+#: The least where other things are to be found than the network knows: at the size of what it thinks it sees, they may
+#: be too small. (Axons have 0.2 to 0.27; shrunk by as much, their sheaths were lost.)
+_LEAST_EVIDENCE_FOR_OTHERS = 0.3
 #: An object counts the less, the more octaves its diameter is off (standard deviation of a Gaussian).
 _TOLERANCE_OCTAVES = 0.5
 #: Whole objects must be at least this share of what is found; where they are less, evidence is less too.
@@ -64,11 +68,22 @@ class Painted:
 
 
 def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device,
-                    stop: StopToken | None = None, painted: Painted | None = None) -> float | None:
+                    stop: StopToken | None = None, painted: Painted | None = None, *, for_others: bool = False
+                    ) -> float | None:
     """Diameter of the objects, in image pixels: stated, known from the model's tuning, or measured.
 
     Measured on the images, where the model is sure of what it sees; else on the strokes, if they are of classes that it
     knows and tell scales apart; else on the images again, with less to go by.
+
+    Parameters
+    ----------
+    model, images, stated_px, device, stop
+        What is asked, on what, what the person said (0 for nothing), and where.
+    painted
+        Strokes, where there are any.
+    for_others
+        Whether other classes may be wanted than the model knows, so that what it sees must be surer; of strokes it is
+        known.
 
     Returns
     -------
@@ -81,19 +96,23 @@ def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, de
     if stated_px or model.card.image_diameter_px:
         return stated_px or model.card.image_diameter_px
     found = [measured for image in images if (measured := measured_diameter(model, image, device, stop))]
-    if painted and not any(measured.is_sure for measured in found):
+    if painted:
+        for_others = meant_classes(model.card.classes, painted.classes) is None
+    if painted and not any(measured.evidence > _ENOUGH_EVIDENCE for measured in found):
         on_strokes = diameter_on_strokes(model, images, painted, device, stop)
         if on_strokes:
             return on_strokes
-    return float(np.median([measured.diameter_px for measured in found])) if found else None
+    least = _LEAST_EVIDENCE_FOR_OTHERS if for_others else _LEAST_EVIDENCE
+    likely = [measured.diameter_px for measured in found if measured.evidence > least]
+    return float(np.median(likely)) if likely else None
 
 
 class Measurement(NamedTuple):
     """Of one image."""
 
     diameter_px: float
-    #: Whether so many pixels lie in objects of the right size that nothing else need be asked.
-    is_sure: bool
+    #: Share of the pixels that lie, surely, in objects of the right size.
+    evidence: float
 
 
 def measured_diameter(model: Model, planes: Planes, device: Device,
@@ -124,7 +143,7 @@ def measured_diameter(model: Model, planes: Planes, device: Device,
         probabilities = _looked_at(predictor, model, Resampled(planes, scale), index, centre)
         seen, evidence = _typical_object(probabilities, model, wanted)
         if evidence > best:
-            best, found = evidence, Measurement(seen / scale, evidence > _ENOUGH_EVIDENCE)
+            best, found = evidence, Measurement(seen / scale, evidence)
         if best > _ENOUGH_EVIDENCE:
             break
     return found

@@ -128,8 +128,8 @@ def objects_from_probabilities(
 
     The score of a pixel is the probability of the object classes less that of the boundary classes, smoothed;
     without a boundary class it falls towards rims instead, so that necks part cells. Maxima of the score between which
-    it dips far enough are seeds; a cell without any is a seed as a whole, so that faint cells are not lost. Seeds are
-    flooded downhill over the foreground (marker-based watershed, Beucher and Meyer 1993), then holes are filled.
+    it dips far enough are seeds, faint ones too, so that faint cells are not lost. Seeds are flooded downhill over the
+    foreground (marker-based watershed, Beucher and Meyer 1993), then holes are filled.
     Planes of a stack are looked at one by one.
 
     Parameters
@@ -201,15 +201,14 @@ def ids_from_probabilities(probabilities: NDArray[Any], read: Window, window: Wi
         values *= np.float32(1 / MOST)
     background, cell, boundary = (_smoothed(_total(values, classes, role), config) for role in _ROLES)
     foreground, score = np.maximum(cell, boundary) > background, cell - boundary
-    # A pixel is inside rather than at a boundary where its score is not negative.
-    inside = foreground & (score >= 0)
     if config.neck_px and not _values(classes, "boundary"):
         # Distances beyond the neck's do not matter, which keeps them independent of what lies far away.
-        score = score * np.minimum(ndimage.distance_transform_edt(inside) / config.neck_px, 1).astype(np.float32)
+        score = score * np.minimum(ndimage.distance_transform_edt(foreground) / config.neck_px, 1).astype(np.float32)
     place = window.inside(read)
     winner = _winner(values[(slice(None), *place)], classes)
-    foreground, inside, score = foreground[place], inside[place], score[place]
-    seeds = _seeds(score, np.where(inside, winner, 0), config.least_dip, window.cut())
+    foreground, score = foreground[place], score[place]
+    sure = background[place] <= 1 - config.least_certainty
+    seeds = _seeds(score, np.where(foreground, winner, 0), sure, config.least_dip, window.cut())
     heights = np.clip((1 - score) * (_LEVELS / 2), 0, _LEVELS - 1)
     ids = flooded(seeds, np.where(foreground, heights, NEVER).astype(np.uint8))
     return _without_holes(ids, config.max_hole_px)
@@ -303,20 +302,23 @@ def narrowed(ids: NDArray[np.uint32], n_objects: int) -> ObjectIds:
     return ids if n_objects > np.iinfo(np.uint16).max else ids.astype(np.uint16)
 
 
-def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], least_dip: float,
+def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], sure: NDArray[np.bool_], least_dip: float,
            cut: NDArray[np.bool_]) -> NDArray[np.int32]:
     """One seed for each maximum from which every way to a higher one falls by ``least_dip`` or more.
 
-    A seed is all that is connected above its maximum less the dip (the dynamics of maxima, Grimaud 1992), in steps of
-    :data:`_DIP_STEP`; a cell whose maximum is lower than the dip is a seed as a whole. Never a seed that goes on
-    outside the window: it may have a higher maximum there, and its object is not looked at here.
+    A seed is all that is connected above its maximum less the dip (the dynamics of maxima, Grimaud 1992), maxima being
+    told apart in steps of :data:`_DIP_STEP`. A maximum below 0 is nowhere rather inside than at a boundary, and no
+    seed; nor is what is nowhere sure. Never a seed that goes on outside the window: it may have a higher maximum there, and its object is not looked
+    at here.
 
     Parameters
     ----------
     score
-        YX.
+        YX, in [−1, 1].
     cells
         YX: class of the cell, 0 outside; pixels of different classes never join.
+    sure
+        YX: where there is surely something.
     least_dip
         In (0, 1].
     cut
@@ -325,15 +327,14 @@ def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], least_dip: floa
     seeds = np.zeros(cells.shape, np.int32)
     n_seeds = 0
     for value in np.unique(cells[cells > 0]):
-        of_class = np.where(cells == value, score, np.float32(-1))
-        for level in np.arange(0, 1 - least_dip + _DIP_STEP, _DIP_STEP, dtype=np.float32):
-            pieces, n_pieces = ndimage.label(of_class >= level)
-            is_seed = np.zeros(n_pieces + 1, bool)
-            if level == 0:
-                is_seed[1:] = True
-            else:
-                is_seed[pieces[of_class >= level + least_dip]] = True
-            is_seed[pieces[of_class >= level + least_dip + _DIP_STEP]] = False
+        of_class = np.where(cells == value, score, np.float32(-2))
+        for maximum in np.arange(0, 1 + _DIP_STEP, _DIP_STEP, dtype=np.float32):
+            pieces, n_pieces = ndimage.label(of_class >= maximum - np.float32(least_dip))
+            is_seed, is_sure = np.zeros((2, n_pieces + 1), bool)
+            is_sure[pieces[sure]] = True
+            is_seed[pieces[of_class >= maximum]] = True
+            is_seed[pieces[of_class >= maximum + _DIP_STEP]] = False
+            is_seed &= is_sure
             is_seed[pieces[cut]] = False
             is_seed[0] = False
             numbers = np.where(is_seed, n_seeds + np.cumsum(is_seed), 0).astype(np.int32)
