@@ -116,12 +116,29 @@ def test_tools_are_on_only_while_somebody_corrects(viewer, found, person):
     assert layer.mouse_drag_callbacks == mouse
 
 
-def test_without_objects_the_dock_says_what_to_do(viewer, workspace, image):
+def test_without_an_image_the_dock_says_what_to_do(viewer, workspace, image):
     workspace.show_tab("correct")
-    assert not workspace.correct.toggle.isEnabled()
+    assert not workspace.correct.toggle.isVisible()
+    assert not workspace.correct.find.button.isEnabled()
+    assert "Open an image" in workspace.correct.find.reason.text()
     assert not workspace.correct.new_layer.isEnabled()
     viewer.add_image(image)
     assert workspace.correct.new_layer.isEnabled()
+
+
+@pytest.mark.usefixtures("seen")
+def test_one_button_finds_the_objects_that_are_to_be_corrected(viewer, workspace, image, person):
+    viewer.add_image(image, name="cells")
+    dock = workspace.correct
+    workspace.show_tab("correct")
+    person.wait(dock.find.button.isEnabled)
+    person.click(dock.find.button)
+    person.wait(dock.toggle.isVisible)
+    person.wait(lambda: not workspace.session.segmentation.busy)
+    assert not dock.find.isVisible()
+    assert viewer.layers["cells objects"].data.max() == len(CELLS)
+    person.click(dock.toggle)
+    assert dock.progress_words.text().startswith(f"0 of {len(CELLS)} accepted")
 
 
 def test_removing_the_layer_ends_the_correcting(viewer, correcting):

@@ -8,10 +8,10 @@ from qtpy.QtCore import QSignalBlocker, QTimer
 from qtpy.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QPushButton
 
 from napari_cellbrush.napari_ui.config_form import Fold
-from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, side_by_side, wrapped_label
+from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, RunPanel, side_by_side, wrapped_label
 from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
 from napari_cellbrush.napari_ui.object_table import ObjectTable
-from napari_cellbrush.session import CorrectionTool, Notice
+from napari_cellbrush.session import CorrectionTool
 
 #: Milliseconds without a change before the table is made anew.
 _TABLE_AFTER_MS = 200
@@ -19,7 +19,6 @@ _TOOLS: tuple[tuple[CorrectionTool, str, str], ...] = (
     ("select", "Select  (Esc)", "A click chooses the object that the buttons below are about"),
     ("merge", "Merge  (M)", "Click two objects that are one"),
     ("split", "Split  (S)", "Draw a line across an object that is two"))
-_NOTHING_YET = "Segment with the result Objects first, or paint objects one by one."
 _WHAT_IT_DOES = ("Accepted objects (green dots) stay as they are when you segment again, with whatever model. They "
                  "also teach: fine-tuning learns from them, their rims and the background around them, together with "
                  "your strokes. What you change by hand is accepted by itself.\n\nnapari's own brush (P), eraser (E) "
@@ -32,6 +31,9 @@ class CorrectDock(Dock):
     def _build(self) -> None:
         self.layer = ChoiceBox()
         self.row(self.form(), "Objects", self.layer)
+        self.find = RunPanel("Find objects", "Stop")
+        self.find.setToolTip("Segment the plane that is shown, with the model and the settings of the Segment tab")
+        self.column.addWidget(self.find)
         self.toggle = QPushButton()
         self.toggle.setCheckable(True)
         self.toggle.setMinimumHeight(BIG_BUTTON_PX)
@@ -103,6 +105,8 @@ class CorrectDock(Dock):
     def _connect(self) -> None:
         session, proofreading = self.session, self.bench.proofreading
         self.layer.chosen.connect(self._on_layer_chosen)
+        self.find.startRequested.connect(self._on_find)
+        self.find.stopRequested.connect(self.bench.segmenting.stop)
         self.toggle.clicked.connect(self._on_toggled)
         for button, action in (
                 (self.new_layer, proofreading.new_layer), (self.next, proofreading.go_on),
@@ -121,6 +125,8 @@ class CorrectDock(Dock):
         self.listen(session.images_changed, self._refresh)
         self.listen(session.image_chosen, self._refresh)
         self.listen(session.annotations_changed, self._refresh)
+        for signal in (session.segmentation.changed, session.training.changed, session.models_changed):
+            self.listen(signal, self._refresh_find)
 
     # ---------------------------------------------------------------------------------------------- showing
 
@@ -130,11 +136,11 @@ class CorrectDock(Dock):
         kept = correction.layer or self.layer.value()
         keys = [mask.key for mask in choices]
         self.layer.set_choices([(mask.key, mask.name, "") for mask in choices],
-                               kept if kept in keys else next(iter(keys), None), "Segment with the result Objects")
+                               kept if kept in keys else next(iter(keys), None), "None yet")
         on = bool(correction.layer)
         self.toggle.setText("Stop correcting" if on else "Correct")
         self.toggle.setChecked(on)
-        self.toggle.setEnabled(bool(choices))
+        self.toggle.setVisible(bool(choices))
         self.new_layer.setEnabled(session.image is not None)
         self.new_layer.setVisible(not on)
         for widget in (self.accept, self.delete, self.fill):
@@ -148,13 +154,24 @@ class CorrectDock(Dock):
         for part in (self.tool_box, self.table_box):
             part.setVisible(on)
         self._table_timer.start()
-        self.notice.setValue(correction.notice if correction.notice.text or choices else Notice(_NOTHING_YET))
+        self.notice.setValue(correction.notice)
+        self._refresh_find()
+
+    def _refresh_find(self) -> None:
+        """Offered while there is nothing to correct, and to be stopped until the run has ended."""
+        run = self.session.segmentation
+        self.find.setVisible(run.busy or not self.bench.proofreading.choices())
+        self.find.setValue(run, self.session.why_not_segment())
 
     def _refresh_table(self) -> None:
         if self.fold.isExpanded():
             self.table.setValue(self.bench.proofreading.table(), self.session.correction.current)
 
     # ----------------------------------------------------------------------------------------------- acting
+
+    def _on_find(self) -> None:
+        self.session.set_options(output="objects")
+        self.bench.segmenting.start("slice")
 
     def _on_layer_chosen(self, key: str) -> None:
         if self.session.correction.layer:
