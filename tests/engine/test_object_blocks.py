@@ -55,15 +55,16 @@ def test_objects_of_a_class_map_are_those_of_the_whole(shape: tuple[int, int], s
 @settings(deadline=None, max_examples=60)
 @given(shape=sizes, seed=seeds, blur=st.sampled_from([0.7, 1.5, 3.0]), block=blocks,
        smoothing=st.sampled_from([0.0, 0.4, 1.0]), least_dip=st.sampled_from([0.05, 0.3, 0.5]),
-       neck=st.sampled_from([0.0, 2.5]), hole=st.sampled_from([0, 5]), clear=st.booleans(),
+       least_certainty=st.sampled_from([0.0, 0.6, 0.8]), neck=st.sampled_from([0.0, 2.5]),
+       hole=st.sampled_from([0, 5]), clear=st.booleans(),
        names=st.sampled_from([["background", "cell", "boundary"], ["background", "cell"], ["background", "a", "b"]]))
 def test_objects_of_probabilities_are_those_of_the_whole(
-        shape: tuple[int, int], seed: int, blur: float, block: int, smoothing: float, least_dip: float, neck: float,
-        hole: int, clear: bool, names: list[str]) -> None:
+        shape: tuple[int, int], seed: int, blur: float, block: int, smoothing: float, least_dip: float,
+        least_certainty: float, neck: float, hole: int, clear: bool, names: list[str]) -> None:
     classes = classes_from_names(names)
     probabilities = random_probabilities(shape, seed, blur, len(classes))
-    config = ObjectsConfig(smoothing_px=smoothing, least_dip=least_dip, neck_px=neck, max_hole_px=hole,
-                           min_object_px=0)
+    config = ObjectsConfig(smoothing_px=smoothing, least_dip=least_dip, least_certainty=least_certainty, neck_px=neck,
+                           max_hole_px=hole, min_object_px=0)
     overlap = largest_side(objects_from_probabilities(probabilities, classes, config)) + 1
     config = config.replace(min_object_px=5, clear_border=clear)
     found = blockwise_objects_from_probabilities(probabilities, classes, config, block_px=block, overlap_px=overlap)

@@ -308,8 +308,8 @@ def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], sure: NDArray[n
 
     A seed is all that is connected above its maximum less the dip (the dynamics of maxima, Grimaud 1992), maxima being
     told apart in steps of :data:`_DIP_STEP`. A maximum below 0 is nowhere rather inside than at a boundary, and no
-    seed; nor is what is nowhere sure. Never a seed that goes on outside the window: it may have a higher maximum there, and its object is not looked
-    at here.
+    seed; nor is what is nowhere sure. Never a seed that goes on outside the window: it may have a higher maximum there,
+    and its object is not looked at here.
 
     Parameters
     ----------

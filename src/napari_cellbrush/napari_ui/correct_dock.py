@@ -8,7 +8,14 @@ from qtpy.QtCore import QSignalBlocker, QTimer
 from qtpy.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QPushButton
 
 from napari_cellbrush.napari_ui.config_form import Fold
-from napari_cellbrush.napari_ui.controls import BIG_BUTTON_PX, ChoiceBox, NoticeLabel, RunPanel, side_by_side, wrapped_label
+from napari_cellbrush.napari_ui.controls import (
+    BIG_BUTTON_PX,
+    ChoiceBox,
+    NoticeLabel,
+    RunPanel,
+    side_by_side,
+    wrapped_label,
+)
 from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
 from napari_cellbrush.napari_ui.object_table import ObjectTable
 from napari_cellbrush.session import CorrectionTool
@@ -31,9 +38,9 @@ class CorrectDock(Dock):
     def _build(self) -> None:
         self.layer = ChoiceBox()
         self.row(self.form(), "Objects", self.layer)
-        self.find = RunPanel("Find objects", "Stop")
-        self.find.setToolTip("Segment the plane that is shown, with the model and the settings of the Segment tab")
-        self.column.addWidget(self.find)
+        self.search = RunPanel("Find objects", "Stop")
+        self.search.setToolTip("Segment the plane that is shown, with the model and the settings of the Segment tab")
+        self.column.addWidget(self.search)
         self.toggle = QPushButton()
         self.toggle.setCheckable(True)
         self.toggle.setMinimumHeight(BIG_BUTTON_PX)
@@ -105,8 +112,8 @@ class CorrectDock(Dock):
     def _connect(self) -> None:
         session, proofreading = self.session, self.bench.proofreading
         self.layer.chosen.connect(self._on_layer_chosen)
-        self.find.startRequested.connect(self._on_find)
-        self.find.stopRequested.connect(self.bench.segmenting.stop)
+        self.search.startRequested.connect(self._on_search)
+        self.search.stopRequested.connect(self.bench.segmenting.stop)
         self.toggle.clicked.connect(self._on_toggled)
         for button, action in (
                 (self.new_layer, proofreading.new_layer), (self.next, proofreading.go_on),
@@ -126,7 +133,7 @@ class CorrectDock(Dock):
         self.listen(session.image_chosen, self._refresh)
         self.listen(session.annotations_changed, self._refresh)
         for signal in (session.segmentation.changed, session.training.changed, session.models_changed):
-            self.listen(signal, self._refresh_find)
+            self.listen(signal, self._refresh_search)
 
     # ---------------------------------------------------------------------------------------------- showing
 
@@ -155,13 +162,13 @@ class CorrectDock(Dock):
             part.setVisible(on)
         self._table_timer.start()
         self.notice.setValue(correction.notice)
-        self._refresh_find()
+        self._refresh_search()
 
-    def _refresh_find(self) -> None:
+    def _refresh_search(self) -> None:
         """Offered while there is nothing to correct, and to be stopped until the run has ended."""
         run = self.session.segmentation
-        self.find.setVisible(run.busy or not self.bench.proofreading.choices())
-        self.find.setValue(run, self.session.why_not_segment())
+        self.search.setVisible(run.busy or not self.bench.proofreading.choices())
+        self.search.setValue(run, self.session.why_not_segment())
 
     def _refresh_table(self) -> None:
         if self.fold.isExpanded():
@@ -169,7 +176,7 @@ class CorrectDock(Dock):
 
     # ----------------------------------------------------------------------------------------------- acting
 
-    def _on_find(self) -> None:
+    def _on_search(self) -> None:
         self.session.set_options(output="objects")
         self.bench.segmenting.start("slice")
 
