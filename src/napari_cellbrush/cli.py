@@ -463,6 +463,8 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
                                stop=stop)
         if stop.stopped:
             return None
+        if arguments.output == "objects" and not mask.any():
+            tell(f"No object was found in {opened.path.name}. If there are any, lower --objects.least-certainty.")
         if arguments.link:
             mask = linked(mask, planes.stack_axes)
     provenance = mask_provenance(model, output=arguments.output, config=config, image_name=opened.path.name,

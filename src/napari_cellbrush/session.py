@@ -668,6 +668,13 @@ def axes_in_words(axes: str) -> str:
     return ", ".join(AXIS_NAMES[letter] for letter in axes)
 
 
+def objects_in_words(n: int) -> tuple[str, NoticeKind]:
+    """How many were found, and what to do if none was."""
+    if not n:
+        return "No object. If there are any, lower Least certainty.", "warning"
+    return "One object." if n == 1 else f"{n:,} objects.", "success"
+
+
 def duration_in_words(seconds: float) -> str:
     """For example "45 s", "3 min" or "2 h 10 min"."""
     whole = round(seconds)

@@ -9,7 +9,7 @@ from scipy import ndimage
 from skimage.measure import label, regionprops
 from tests.engine.test_inference import make_model
 
-from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, classes_from_names
+from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, InferenceConfig, classes_from_names
 from napari_cellbrush.engine import diameter
 from napari_cellbrush.engine.annotation import collect_annotation
 from napari_cellbrush.engine.device import Device
@@ -131,14 +131,15 @@ def test_where_other_classes_are_wanted_a_dim_look_does_not_shrink_the_image(mon
     planes = Planes(image, "YX")
     foreign = replace(painted(planes, image), classes=classes_from_names(["sheath", "axon"]))
 
-    def found(evidence: float, strokes: Painted | None, for_others: bool) -> float | None:
+    def found(evidence: float, strokes: Painted | None = None, classes: tuple[ClassDefinition, ...] = ()
+              ) -> float | None:
         monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(60.0, evidence))
-        return object_diameter(MODEL, [planes], 0, CPU, painted=strokes, for_others=for_others)
+        return object_diameter(MODEL, [planes], 0, CPU, painted=strokes, classes=classes)
 
-    assert found(0.25, None, for_others=False) == 60
-    assert found(0.25, None, for_others=True) is None
-    assert found(0.25, foreign, for_others=False) is None
-    assert found(0.35, None, for_others=True) == found(0.35, foreign, for_others=False) == 60
+    assert found(0.25) == found(0.25, classes=MODEL.card.classes) == 60
+    assert found(0.25, classes=foreign.classes) is None
+    assert found(0.25, foreign) is None
+    assert found(0.35, classes=foreign.classes) == found(0.35, foreign) == 60
 
 
 @pytest.mark.usefixtures("knows_only_discs_of_24_px")

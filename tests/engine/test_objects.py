@@ -150,7 +150,7 @@ def test_a_boundary_too_faint_to_win_still_parts_two_cells() -> None:
 
 
 @given(arrays(np.int8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.integers(-8, 9)),
-       st.integers(2, 8))
+       st.integers(2, 10))
 @settings(deadline=None)
 def test_there_is_one_object_for_each_maximum_of_sufficient_dynamics(tenths: NDArray[np.int8], least_dip: int) -> None:
     inside = tenths >= -7
@@ -166,6 +166,14 @@ def test_there_is_one_object_for_each_maximum_of_sufficient_dynamics(tenths: NDA
     maxima = label(local_maxima(levelled, connectivity=1) & (depths > -100), connectivity=1)
     # Where even the maximum is rather a boundary, there is no object.
     assert ids.max(initial=0) == len(np.unique(maxima[(maxima > 0) & (depths >= 0)]))
+
+
+@pytest.mark.parametrize("tenths", range(1, 11))
+def test_a_maximum_between_two_steps_is_one_object(tenths: int) -> None:
+    probabilities = np.stack([np.zeros((30, 30)), np.full((30, 30), 0.5), np.full((30, 30), 0.5)]).astype(np.float32)
+    probabilities[:, 10:20, 10:20] = np.array([1 - tenths / 10, tenths / 10, 0], np.float32)[:, None, None]
+    config = ObjectsConfig(smoothing_px=0, least_certainty=0, least_dip=0.05)
+    assert objects_from_probabilities(probabilities, DEFAULT_CLASSES, config).max() == 1
 
 
 def test_without_a_boundary_class_narrow_necks_are_cut_instead() -> None:
@@ -194,6 +202,30 @@ def test_a_cell_fainter_than_the_dip_is_not_lost() -> None:
 def test_what_is_nowhere_certain_is_no_object(least: float, n: int) -> None:
     ids = objects_from_probabilities(a_sure_and_a_faint_disc(), DEFAULT_CLASSES, ObjectsConfig(least_certainty=least))
     assert ids.max() == n
+
+
+def test_an_uncertain_cell_is_not_given_to_a_certain_one_that_it_touches() -> None:
+    probabilities = np.zeros((3, 20, 41), np.float32)
+    probabilities[1, :, :20], probabilities[:2, :, 21:] = 1, np.array([0.35, 0.65])[:, None, None]
+    probabilities[1:, :, 20] = np.array([0.2, 0.8])[:, None]
+    both, certain = (objects_from_probabilities(probabilities, DEFAULT_CLASSES,
+                                                ObjectsConfig(smoothing_px=0, least_certainty=least))
+                     for least in (0.0, 0.9))
+    np.testing.assert_array_equal(np.unique(both), [1, 2])
+    np.testing.assert_array_equal(certain, np.where(both == both[0, 0], 1, 0))
+
+
+def test_what_was_not_segmented_makes_nothing_beside_it_certain() -> None:
+    probabilities = a_sure_and_a_faint_disc()
+    probabilities[:, :, 30:] = 0
+    assert objects_from_probabilities(probabilities, DEFAULT_CLASSES).max() == 0
+
+
+def test_a_thin_object_is_certain_however_much_is_smoothed() -> None:
+    probabilities = np.zeros((3, 30, 60), np.float32)
+    probabilities[1, 14:17, 5:55] = 1
+    probabilities[0] = 1 - probabilities[1]
+    assert objects_from_probabilities(probabilities, DEFAULT_CLASSES).max() == 1
 
 
 def test_a_faint_boundary_between_faint_pieces_parts_none() -> None:

@@ -133,12 +133,28 @@ def test_one_button_finds_the_objects_that_are_to_be_corrected(viewer, workspace
     workspace.show_tab("correct")
     person.wait(dock.search.button.isEnabled)
     person.click(dock.search.button)
-    person.wait(dock.toggle.isVisible)
+    person.wait(lambda: viewer.layers["cells objects"].data.any())
     person.wait(lambda: not workspace.session.segmentation.busy)
-    assert not dock.search.isVisible()
+    assert workspace.session.options.output == "classes"
     assert viewer.layers["cells objects"].data.max() == len(CELLS)
     person.click(dock.toggle)
+    assert not dock.search.isVisible()
     assert dock.progress_words.text().startswith(f"0 of {len(CELLS)} accepted")
+
+
+def test_where_no_object_is_certain_enough_the_dock_says_what_to_do(viewer, workspace, image, person, seen):
+    seen["probabilities"][:2] = 0.4 * seen["probabilities"][:2] + 0.3
+    viewer.add_image(image, name="cells")
+    dock = workspace.correct
+    workspace.show_tab("correct")
+    person.wait(dock.search.button.isEnabled)
+    person.click(dock.search.button)
+    person.wait(lambda: "Least certainty" in workspace.session.segmentation.notice.text)
+    assert dock.search.isVisible()
+    config = workspace.session.inference_config
+    workspace.session.inference_config = config.replace(objects=config.objects.replace(least_certainty=0.6))
+    person.click(dock.search.button)
+    person.wait(lambda: viewer.layers["cells objects"].data.any())
 
 
 def test_removing_the_layer_ends_the_correcting(viewer, correcting):

@@ -47,7 +47,7 @@ def test_other_settings_give_what_a_segmentation_with_them_gives(viewer, found, 
     layer = viewer.layers["cells objects"]
     before = layer.data.copy()
     change(found, **settings)
-    person.wait(lambda: "with these settings" in found.session.segmentation.notice.text)
+    person.wait(lambda: "With these settings" in found.session.segmentation.notice.text)
     settled(found, person)
     expected = api.segment(image, "speckles", "objects", config=found.session.inference_config)
     np.testing.assert_array_equal(layer.data, expected)
@@ -108,7 +108,7 @@ def test_accepted_objects_stay_and_other_settings_change_nothing(viewer, found, 
     person.key(Qt.Key.Key_A)
     kept = layer.data == number
     change(found, min_object_px=100_000)
-    person.wait(lambda: "with these settings" in found.session.segmentation.notice.text)
+    person.wait(lambda: "With these settings" in found.session.segmentation.notice.text)
     settled(found, person)
     np.testing.assert_array_equal(layer.data == number, kept)
     assert kept.any()

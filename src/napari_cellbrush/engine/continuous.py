@@ -192,7 +192,7 @@ class _Continuous:
         self._needs_head = probe.needs_head(base, classes, config)
         self._teacher = teacher_for(base, n_channels(images), classes, config, device)
         self._can_score_base = base.card.n_steps > 0 and knows_all(base, classes)
-        self._diameter_px = object_diameter(base, images, config.diameter_px, device, stop, for_others=True)
+        self._diameter_px = object_diameter(base, images, config.diameter_px, device, stop, classes=classes)
         self._scale = base.card.scale_for(self._diameter_px)
         self._sources = [Resampled(image, self._scale) for image in images]
         self._hold_out = GrowingHoldOut(config.held_out_fraction, config.seed)

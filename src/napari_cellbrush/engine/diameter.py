@@ -68,8 +68,8 @@ class Painted:
 
 
 def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device,
-                    stop: StopToken | None = None, painted: Painted | None = None, *, for_others: bool = False
-                    ) -> float | None:
+                    stop: StopToken | None = None, painted: Painted | None = None,
+                    classes: Sequence[ClassDefinition] = ()) -> float | None:
     """Diameter of the objects, in image pixels: stated, known from the model's tuning, or measured.
 
     Measured on the images, where the model is sure of what it sees; else on the strokes, if they are of classes that it
@@ -81,9 +81,9 @@ def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, de
         What is asked, on what, what the person said (0 for nothing), and where.
     painted
         Strokes, where there are any.
-    for_others
-        Whether other classes may be wanted than the model knows, so that what it sees must be surer; of strokes it is
-        known.
+    classes
+        What is to be found, where nothing is painted yet; the model's own classes if not given. For others than it
+        knows, what it sees must be surer.
 
     Returns
     -------
@@ -96,13 +96,13 @@ def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, de
     if stated_px or model.card.image_diameter_px:
         return stated_px or model.card.image_diameter_px
     found = [measured for image in images if (measured := measured_diameter(model, image, device, stop))]
-    if painted:
-        for_others = meant_classes(model.card.classes, painted.classes) is None
     if painted and not any(measured.evidence > _ENOUGH_EVIDENCE for measured in found):
         on_strokes = diameter_on_strokes(model, images, painted, device, stop)
         if on_strokes:
             return on_strokes
-    least = _LEAST_EVIDENCE_FOR_OTHERS if for_others else _LEAST_EVIDENCE
+    wanted = painted.classes if painted else classes
+    knows_them = not wanted or meant_classes(model.card.classes, wanted) is not None
+    least = _LEAST_EVIDENCE if knows_them else _LEAST_EVIDENCE_FOR_OTHERS
     likely = [measured.diameter_px for measured in found if measured.evidence > least]
     return float(np.median(likely)) if likely else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ ObjectIds = NDArray[np.uint16] | NDArray[np.uint32]
 
 #: Heights of the landscape that probabilities are cut into. More do not change the average precision.
 _LEVELS = 64
-#: How exactly the height of a dip is told.
-_DIP_STEP = np.float32(0.1)
+#: Steps in which the heights of maxima are told apart, and with them those of dips.
+_MAXIMA = np.arange(12, dtype=np.float32) / 10
 _ROLES: tuple[ClassRole, ...] = ("background", "object", "boundary")
 #: The byte that stands for a probability of 1.
 MOST = 255
@@ -128,9 +129,9 @@ def objects_from_probabilities(
 
     The score of a pixel is the probability of the object classes less that of the boundary classes, smoothed;
     without a boundary class it falls towards rims instead, so that necks part cells. Maxima of the score between which
-    it dips far enough are seeds, faint ones too, so that faint cells are not lost. Seeds are flooded downhill over the
-    foreground (marker-based watershed, Beucher and Meyer 1993), then holes are filled.
-    Planes of a stack are looked at one by one.
+    it dips far enough are seeds, however low. Seeds are flooded downhill over the foreground (marker-based watershed,
+    Beucher and Meyer 1993); objects that are nowhere certain enough are left out, then holes are filled. Planes of a
+    stack are looked at one by one.
 
     Parameters
     ----------
@@ -207,11 +208,14 @@ def ids_from_probabilities(probabilities: NDArray[Any], read: Window, window: Wi
     place = window.inside(read)
     winner = _winner(values[(slice(None), *place)], classes)
     foreground, score = foreground[place], score[place]
-    sure = background[place] <= 1 - config.least_certainty
-    seeds = _seeds(score, np.where(foreground, winner, 0), sure, config.least_dip, window.cut())
+    certainty = sum(_total(values[(slice(None), *place)], classes, role) for role in ("object", "boundary"))
+    seeds = _seeds(score, np.where(foreground, winner, 0), config.least_dip, window.cut())
     heights = np.clip((1 - score) * (_LEVELS / 2), 0, _LEVELS - 1)
     ids = flooded(seeds, np.where(foreground, heights, NEVER).astype(np.uint8))
-    return _without_holes(ids, config.max_hole_px)
+    # Decided on the seed, which is the object's alone: its other pixels may owe their certainty to a neighbour.
+    is_certain = np.zeros(int(seeds.max(initial=0)) + 1, bool)
+    is_certain[seeds[certainty >= config.least_certainty]] = True
+    return _without_holes(np.where(is_certain[ids], ids, 0), config.max_hole_px)
 
 
 def score_reach(config: ObjectsConfig) -> int:
@@ -302,14 +306,14 @@ def narrowed(ids: NDArray[np.uint32], n_objects: int) -> ObjectIds:
     return ids if n_objects > np.iinfo(np.uint16).max else ids.astype(np.uint16)
 
 
-def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], sure: NDArray[np.bool_], least_dip: float,
+def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], least_dip: float,
            cut: NDArray[np.bool_]) -> NDArray[np.int32]:
     """One seed for each maximum from which every way to a higher one falls by ``least_dip`` or more.
 
     A seed is all that is connected above its maximum less the dip (the dynamics of maxima, Grimaud 1992), maxima being
-    told apart in steps of :data:`_DIP_STEP`. A maximum below 0 is nowhere rather inside than at a boundary, and no
-    seed; nor is what is nowhere sure. Never a seed that goes on outside the window: it may have a higher maximum there,
-    and its object is not looked at here.
+    told apart in the steps of :data:`_MAXIMA`. A maximum below 0 is nowhere rather inside than at a boundary, and no
+    seed. Never a seed that goes on outside the window: it may have a higher maximum there, and its object is not looked
+    at here.
 
     Parameters
     ----------
@@ -317,8 +321,6 @@ def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], sure: NDArray[n
         YX, in [−1, 1].
     cells
         YX: class of the cell, 0 outside; pixels of different classes never join.
-    sure
-        YX: where there is surely something.
     least_dip
         In (0, 1].
     cut
@@ -328,13 +330,11 @@ def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], sure: NDArray[n
     n_seeds = 0
     for value in np.unique(cells[cells > 0]):
         of_class = np.where(cells == value, score, np.float32(-2))
-        for maximum in np.arange(0, 1 + _DIP_STEP, _DIP_STEP, dtype=np.float32):
+        for maximum, above in pairwise(_MAXIMA):
             pieces, n_pieces = ndimage.label(of_class >= maximum - np.float32(least_dip))
-            is_seed, is_sure = np.zeros((2, n_pieces + 1), bool)
-            is_sure[pieces[sure]] = True
+            is_seed = np.zeros(n_pieces + 1, bool)
             is_seed[pieces[of_class >= maximum]] = True
-            is_seed[pieces[of_class >= maximum + _DIP_STEP]] = False
-            is_seed &= is_sure
+            is_seed[pieces[of_class >= above]] = False
             is_seed[pieces[cut]] = False
             is_seed[0] = False
             numbers = np.where(is_seed, n_seeds + np.cumsum(is_seed), 0).astype(np.int32)

@@ -132,8 +132,10 @@ class CorrectDock(Dock):
         self.listen(session.images_changed, self._refresh)
         self.listen(session.image_chosen, self._refresh)
         self.listen(session.annotations_changed, self._refresh)
-        for signal in (session.segmentation.changed, session.training.changed, session.models_changed):
+        for signal in (session.segmentation.changed, session.training.changed, session.models_changed,
+                       session.device_changed):
             self.listen(signal, self._refresh_search)
+        self.bench.look_around_soon()
 
     # ---------------------------------------------------------------------------------------------- showing
 
@@ -165,9 +167,9 @@ class CorrectDock(Dock):
         self._refresh_search()
 
     def _refresh_search(self) -> None:
-        """Offered while there is nothing to correct, and to be stopped until the run has ended."""
+        """Offered while nobody corrects, and to be stopped until the run has ended."""
         run = self.session.segmentation
-        self.search.setVisible(run.busy or not self.bench.proofreading.choices())
+        self.search.setVisible(run.busy or not self.session.correction.layer)
         self.search.setValue(run, self.session.why_not_segment())
 
     def _refresh_table(self) -> None:
@@ -177,8 +179,7 @@ class CorrectDock(Dock):
     # ----------------------------------------------------------------------------------------------- acting
 
     def _on_search(self) -> None:
-        self.session.set_options(output="objects")
-        self.bench.segmenting.start("slice")
+        self.bench.segmenting.start("slice", "objects")
 
     def _on_layer_chosen(self, key: str) -> None:
         if self.session.correction.layer:

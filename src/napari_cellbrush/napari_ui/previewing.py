@@ -18,6 +18,7 @@ from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
+from napari_cellbrush.session import objects_in_words
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
@@ -99,8 +100,8 @@ class Previewing(QObject):
         else:
             self._bench.segmenting.write_objects(layer, event.ids, self._accepted)
             self._note(layer, task.config)
-            n = "One object" if event.n_objects == 1 else f"{event.n_objects:,} objects"
-            self._session.segmentation.say(f"{n} with these settings.", "success")
+            words, kind = objects_in_words(event.n_objects)
+            self._session.segmentation.say(f"With these settings: {words}", kind)
         layer.refresh(extent=False, thumbnail=False, highlight=False)
 
     def _show_view(self, layer: Labels, task: runs.PreviewTask, event: runs.ViewRenumbered) -> None:

@@ -15,6 +15,7 @@ from napari.layers import Labels, Layer
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
+from napari_cellbrush.config import OutputKind
 from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.tiling import Region
 from napari_cellbrush.errors import AnnotationError, CellbrushError
@@ -22,7 +23,7 @@ from napari_cellbrush.events import InferenceStarted, TileSegmented, TileSizeRed
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.result_layers import ResultLayers, Sheet
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
-from napari_cellbrush.session import ImageEntry, NoticeKind, Scope, duration_in_words
+from napari_cellbrush.session import ImageEntry, NoticeKind, Scope, duration_in_words, objects_in_words
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
@@ -62,18 +63,19 @@ class Segmenting(QObject):
         self._whole = False
         bench.book.removed.connect(self._on_layer_removed)
 
-    def start(self, scope: Scope | None = None) -> None:
-        """Segment as the session's options say; ends at once, with a sentence, if that is not possible."""
-        self._bench.after_drag(partial(self._start, scope))
+    def start(self, scope: Scope | None = None, output: OutputKind | None = None) -> None:
+        """Segment as the session's options say, or otherwise; ends at once, with a sentence, if that cannot be."""
+        options = self._session.options
+        self._bench.after_drag(partial(self._start, scope or options.scope, output or options.output))
 
-    def _start(self, scope: Scope | None) -> None:
+    def _start(self, scope: Scope, output: OutputKind) -> None:
         if self._run.busy or self._session.why_not_segment():
             return
         viewer_layers = self._bench.book.viewer.layers
         before = set(viewer_layers)
         try:
             with memory_in_words("making room for the result"):
-                task = self._prepare(scope or self._session.options.scope)
+                task = self._prepare(scope, output)
         except CellbrushError as error:
             self._sheets = []
             for layer in [layer for layer in viewer_layers if layer not in before]:
@@ -94,7 +96,7 @@ class Segmenting(QObject):
 
     # ------------------------------------------------------------------------------------------------ before
 
-    def _prepare(self, scope: Scope) -> runs.SegmentationTask:
+    def _prepare(self, scope: Scope, output: OutputKind) -> runs.SegmentationTask:
         session, options = self._session, self._session.options
         chosen = [image for image in session.images if image.axes] if scope == "all" else [session.image]
         images = [image for image in chosen if image is not None]
@@ -104,13 +106,13 @@ class Segmenting(QObject):
         model = session.find_model(session.model)
         classes = model.card.classes if model is not None else session.classes
         self._whole = scope in ("layer", "all")
-        self._sheets = [self.results.sheet(image, options.output, classes, fresh=options.keep_earlier or (
+        self._sheets = [self.results.sheet(image, output, classes, fresh=options.keep_earlier or (
             not self._whole and self.results.holds_whole_of_another(image, session.model))) for image in images]
         targets = [self._with_earlier(target, sheet) for target, sheet in zip(bare, self._sheets, strict=True)]
         self._accepted = [target.accepted for target in targets]
         names = f"'{images[0].name}'" if len(images) == 1 else f"{len(images)} images"
         self._what = f"{_SCOPE_WORDS[scope]}{names} with '{session.model}'"
-        return runs.SegmentationTask(session.model, tuple(targets), options.output, session.inference_config,
+        return runs.SegmentationTask(session.model, tuple(targets), output, session.inference_config,
                                      options.device_name)
 
     def _target(self, image: ImageEntry, scope: Scope) -> runs.SegmentationTarget:
@@ -233,9 +235,12 @@ class Segmenting(QObject):
 
     def _on_finished(self, _: None) -> None:
         took = duration_in_words(time.perf_counter() - self._began)
-        objects = f" {self._n_objects:,} objects." if self._n_objects is not None else ""
-        text = " ".join([f"Segmented {self._what} in {took}.{objects}{self._size}", *self._problems])
-        self._end(text, "warning" if self._problems else "success")
+        objects: str = ""
+        kind: NoticeKind = "success"
+        if self._n_objects is not None:
+            objects, kind = objects_in_words(self._n_objects)
+        text = " ".join([f"Segmented {self._what} in {took}. {objects}".rstrip() + self._size, *self._problems])
+        self._end(text, "warning" if self._problems else kind)
 
     def _on_stopped(self, _: None) -> None:
         if self._lost_layer:
