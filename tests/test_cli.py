@@ -696,6 +696,23 @@ def test_patterns_are_filled_in_where_the_shell_did_not(folder: Path) -> None:
     assert sorted(p.name for p in Path("out").iterdir()) == ["p1_classes.tif", "p2_classes.tif"]
 
 
+def test_a_folder_stands_for_its_images(folder: Path) -> None:
+    Path("images").mkdir()
+    Path("images/notes.txt").write_text("not an image")
+    for name in ("b.tif", "a.PNG.tif"):
+        tifffile.imwrite(Path("images") / name, IMAGE)
+    assert main(["segment", "images", "--model", "tiny.safetensors", "--out", "out", "--device", "cpu"]) == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["a.PNG_classes.tif", "b_classes.tif"]
+
+
+def test_segmenting_tells_how_many_objects_there_are(finds_objects: list[str], capsys: pytest.CaptureFixture[str]
+                                                     ) -> None:
+    assert main(["segment", "image.tif", *finds_objects]) == 0
+    assert f"image.tif: {tifffile.imread('out/image_objects.tif').max()} objects\n" in capsys.readouterr().err
+    assert main(["segment", "image.tif", *finds_objects, "--overwrite", "--objects.min-object-px", "9999"]) == 0
+    assert "image.tif: no object; if there are any, lower --objects.least-certainty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["segment", "--help"], ["evaluate", "--help"],
                                        ["models", "--help"], ["demo", "--help"], ["--version"]])
 def test_every_command_explains_itself(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

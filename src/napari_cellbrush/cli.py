@@ -22,6 +22,7 @@ from napari_cellbrush.cli_objects import (
     add_object_options,
     check_object_options,
     check_planes,
+    found_in_words,
     linked,
     object_files,
     write_beside,
@@ -378,10 +379,19 @@ def _paired(first: list[str], second: list[str], first_kind: str, second_kind: s
     return list(zip(one, other, strict=True))
 
 
+#: What images in a folder end with, and what makes a folder an image itself.
+_IMAGE_ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".npy")
+_MARKS_OF_ZARR = (".zarray", ".zgroup", "zarr.json")
+
+
 def _expanded(files: list[str]) -> list[str]:
-    """File names, with patterns such as *.tif filled in for shells that do not (Windows)."""
+    """File names: the images of folders, and patterns such as *.tif filled in for shells that do not (Windows)."""
     found: list[str] = []
     for file in files:
+        if Path(file).is_dir() and not any((Path(file) / name).exists() for name in _MARKS_OF_ZARR):
+            found += [str(path) for path in sorted(Path(file).iterdir()) if path.suffix.lower() in _IMAGE_ENDINGS
+                      ] or [file]
+            continue
         is_pattern = any(sign in file for sign in "*?") and not Path(file).exists()
         matches = sorted(glob.glob(file)) if is_pattern else []  # noqa: PTH207 (Path.glob takes no absolute pattern)
         found += matches or [file]
@@ -463,10 +473,9 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
                                stop=stop)
         if stop.stopped:
             return None
-        if arguments.output == "objects" and not mask.any():
-            tell(f"No object was found in {opened.path.name}. If there are any, lower --objects.least-certainty.")
         if arguments.link:
             mask = linked(mask, planes.stack_axes)
+        tell(f"{opened.path.name}: {found_in_words(mask, arguments.output, config, started)}")
     provenance = mask_provenance(model, output=arguments.output, config=config, image_name=opened.path.name,
                                  image_axes=planes.axes, started=started)
     save_mask(target, mask, axes="C" + axes if arguments.output == "probabilities" else axes,

@@ -13,8 +13,10 @@ from napari_cellbrush.errors import ConfigError, ImageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from napari_cellbrush.config import InferenceConfig, OutputKind
     from napari_cellbrush.engine.axes import PixelSize
     from napari_cellbrush.engine.planes import Planes
+    from napari_cellbrush.events import InferenceStarted
     from napari_cellbrush.export.found_objects import FoundObjects, ObjectFormat
 
 #: What each option writes, behind the image's name.
@@ -72,6 +74,22 @@ def write_beside(found: FoundObjects, files: Mapping[ObjectFormat, Path], overwr
         with memory_in_words(f"write {path}"):
             save_objects(path, found, kind, overwrite=overwrite)
         answer(str(path))
+
+
+def found_in_words(mask: NDArray[Any], output: OutputKind, config: InferenceConfig, started: InferenceStarted | None
+                   ) -> str:
+    """How many objects there are, and how large the model took them to be."""
+    import numpy as np
+
+    found = "segmented"
+    if output == "objects":
+        n = int(np.count_nonzero(np.unique(mask)))
+        found = {0: "no object; if there are any, lower --objects.least-certainty", 1: "1 object"}.get(
+            n, f"{n:,} objects")
+    if started is None or started.diameter_px is None:
+        return found
+    how = "as told" if config.diameter_px else "say it with --diameter-px if that is wrong"
+    return f"{found}; size of objects: {started.diameter_px:.0f} px ({how})"
 
 
 def linked(ids: NDArray[Any], stack_axes: str) -> NDArray[Any]:

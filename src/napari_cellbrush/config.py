@@ -209,8 +209,9 @@ class ObjectsConfig(Settings):
     smoothing_px: float = _setting(1.5, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
                                    "and with them outlines, in pixels as the network sees them; 0 leaves them as they "
                                    "are.", unit="px", ge=0, le=20)
-    least_certainty: float = _setting(0.9, "Least certainty", "An object must somewhere be so certainly no background; "
-                                      "lower finds fainter ones, and more that are none.", advanced=False, ge=0, le=1)
+    least_certainty: float = _setting(0.9, "Least certainty", "How sure the model must be, where it is surest, that "
+                                      "there is an object; lower finds fainter ones, and more that are none.",
+                                      advanced=False, ge=0, le=1)
     least_dip: float = _setting(0.5, "Part at dips of", "Two objects are parted where the score between them dips by "
                                 "this much below both; lower parts more.", ge=0.05, le=1)
     neck_px: float = _setting(12.0, "Cut necks", "Without a boundary class, the score falls towards the rim over this "

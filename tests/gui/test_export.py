@@ -12,6 +12,8 @@ import tifffile
 from PIL import Image
 from qtpy.QtWidgets import QMessageBox
 
+from napari_cellbrush.engine.axes import PixelSize
+from napari_cellbrush.engine.image_file import open_image
 from napari_cellbrush.engine.model_file import add_to_library
 from napari_cellbrush.export.mask_tiff import read_provenance
 from napari_cellbrush.napari_ui import exporting, layers, runs
@@ -92,6 +94,21 @@ def test_the_default_file_lies_beside_the_image(viewer, dock, tmp_path):
     assert dock.path.text() == str(tmp_path / "slide_objects.tif")
 
 
+def test_the_pixel_size_comes_from_the_file_where_the_viewer_did_not_read_it(viewer, dock, person, tmp_path):
+    tifffile.imwrite(tmp_path / "slide.tif", np.zeros((8, 9), np.uint8), imagej=True, resolution=(4, 2),
+                     metadata={"unit": "um"})
+    layer = viewer.open(str(tmp_path / "slide.tif"), plugin="napari")[0]
+    note = {"axes": "YX", "output": "objects", "image": str(layer.unique_id)}
+    viewer.add_labels(np.ones((8, 9), np.uint8), name="slide objects", metadata={"cellbrush": note})
+    assert "0.5 × 0.25 µm" in dock.size_line.text()
+    export(dock, person, tmp_path / "mask.tif")
+    assert open_image(tmp_path / "mask.tif").pixel_size == PixelSize(0.5, 0.25, None, "µm")
+    # Of another size is another image.
+    viewer.add_labels(np.ones((4, 9), np.uint8), name="part objects", metadata={"cellbrush": note})
+    dock.layer.chosen.emit(str(viewer.layers["part objects"].unique_id))
+    assert dock.size_line.text() == "not known"
+
+
 def test_a_path_that_somebody_wrote_stays_when_results_change(viewer, dock):
     labels = viewer.add_labels(np.zeros((8, 8), np.uint8), name="a")
     dock.path.setText("here.tif")
@@ -152,7 +169,7 @@ def test_what_a_model_made_says_so_in_the_file(viewer, workspace, person, image,
     viewer.add_image(image, name="cells", scale=(0.1, 0.2), units=("um", "um"))
     workspace.session.set_options(scope="layer", output="objects")
     workspace.annotate.bench.segmenting.start()
-    person.wait(lambda: workspace.session.segmentation.notice.kind == "success")
+    person.wait(lambda: workspace.session.segmentation.notice.kind in ("success", "warning"))
     workspace.show_tab("export")
     assert workspace.export.layer.currentText() == "cells objects"
     assert workspace.export.size_line.text() == "0.1 × 0.2 µm (row × column)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject
 
 from napari_cellbrush.config import ClassDefinition
 from napari_cellbrush.engine.axes import PixelSize, check_axes
+from napari_cellbrush.engine.image_file import open_image
 from napari_cellbrush.errors import CellbrushError, ExportError
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.runs import ExportFormat
@@ -50,9 +51,7 @@ class Exporting(QObject):
 
     def default_path(self, mask: MaskEntry, format: ExportFormat = "tiff") -> Path:
         """A file beside the one that the layer (or the image under it) was read from, else in the home folder."""
-        layer = self._bench.book.layer(mask.key)
-        sources = (layer, self._bench.book.layer(layers.note_of(layer).get("image")))
-        paths = [Path(str(source.source.path)) for source in sources if source is not None and source.source.path]
+        paths = self._paths(self._bench.book.layer(mask.key))
         folder = paths[0].parent if paths else Path.home()
         return folder / f"{_file_stem(mask.name)}{ENDINGS[format]}"
 
@@ -61,7 +60,7 @@ class Exporting(QObject):
         return _written_axes(self._bench.book.layer(mask.key))
 
     def pixel_size(self, mask: MaskEntry, axes: str) -> PixelSize:
-        """The size of a pixel, from the layer.
+        """The size of a pixel, from the layer or, where it has none, from the file of the image.
 
         Raises
         ------
@@ -69,7 +68,7 @@ class Exporting(QObject):
             If the axes do not fit the mask.
         """
         layer = self._bench.book.layer(mask.key)
-        return layers.pixel_size(layer, _layer_axes(layer, axes))
+        return self._size(layer, _layer_axes(layer, axes))
 
     def image(self, mask: MaskEntry) -> ImageEntry | None:
         """The image that objects were found in; for labels from elsewhere the one that is worked on, if it fits."""
@@ -105,9 +104,24 @@ class Exporting(QObject):
               format: ExportFormat) -> runs.ExportTask:
         layer = self._bench.book.layer(mask.key)
         data, written = layers.without_channel(np.array(layers.full_resolution(layer)), layer_axes)
-        task = runs.ExportTask(path, format, data, written, layers.pixel_size(layer, layer_axes),
-                               self._provenance(layer), overwrite)
+        task = runs.ExportTask(path, format, data, written, self._size(layer, layer_axes), self._provenance(layer),
+                               overwrite)
         return task if format in ("tiff", "compact") else self._with_surroundings(task, mask, layer_axes)
+
+    def _paths(self, layer: Any) -> list[Path]:
+        """Files that the layer and the image under it were read from."""
+        sources = (layer, self._bench.book.layer(layers.note_of(layer).get("image")))
+        return [Path(str(source.source.path)) for source in sources if source is not None and source.source.path]
+
+    def _size(self, layer: Any, axes: str) -> PixelSize:
+        size = layers.pixel_size(layer, axes)
+        if not _is_bare(size):
+            return size
+        height, width = (layers.full_resolution(layer).shape[axes.index(letter)] for letter in "YX")
+        # napari's own reader leaves out what ImageJ wrote into a TIFF.
+        known = (_size_in_file(path, (height, width)) for path in self._paths(layer))
+        found = next((of_file for of_file in known if of_file is not None), size)
+        return found if "Z" in axes else replace(found, z=None)
 
     def _with_surroundings(self, task: runs.ExportTask, mask: MaskEntry, layer_axes: str) -> runs.ExportTask:
         """The task with all that is known of the objects."""
@@ -118,7 +132,7 @@ class Exporting(QObject):
         image = self.image(mask) if task.format in ("table", "overlay") else None
         class_map, classes = self._class_map(layer) if task.format in ("table", "geojson") else (None, ())
         size = task.pixel_size
-        if size.unit == "pixel" and {size.y, size.x, size.z or 1.0} != {1.0}:
+        if size.unit == "pixel" and not _is_bare(size):
             size = replace(size, unit="unit")
         return replace(
             task, mask=layers.in_engine_order(task.mask, task.axes), pixel_size=size,
@@ -213,6 +227,21 @@ def _layer_axes(layer: Any, axes: str) -> str:
     if "C" in noted and axes.upper() == noted.replace("C", ""):
         return noted
     return check_axes(axes, layers.full_resolution(layer).shape)
+
+
+def _is_bare(size: PixelSize) -> bool:
+    """Whether nobody said how large a pixel is."""
+    return size.unit == "pixel" and {size.y, size.x, size.z or 1.0} == {1.0}
+
+
+@lru_cache(maxsize=16)
+def _size_in_file(path: Path, shape_yx: tuple[int, int]) -> PixelSize | None:
+    """What a file says of its pixels; None if it says nothing, or holds another image by now."""
+    try:
+        file = open_image(path)
+    except (CellbrushError, OSError):
+        return None
+    return None if file.planes.shape_yx != shape_yx or _is_bare(file.pixel_size) else file.pixel_size
 
 
 def _file_stem(name: str) -> str:
