@@ -21,6 +21,7 @@ from annotator import paint
 from numpy.typing import NDArray
 from random_forest import RandomForest, pixel_features
 
+from napari_cellbrush.config import classes_from_names
 from napari_cellbrush.engine.device import choose_device
 from napari_cellbrush.engine.diameter import median_diameter, object_diameter
 from napari_cellbrush.engine.features import FeatureSource
@@ -70,8 +71,9 @@ class Scene:
         self.region = tuple(slice(0, min(size, n)) for n in self.planes.shape_yx)
         self.truth = as_classes(mask, kind)[self.region]
         self.pixels = self.planes.read((), *self.region)
-        diameter = median_diameter(mask) if kind == "objects" else object_diameter(model, [self.planes], 0,
-                                                                                  choose_device())
+        # Where the truth is classes, they are others than the model's.
+        diameter = median_diameter(mask) if kind == "objects" else object_diameter(
+            model, [self.planes], 0, choose_device(), classes=classes_from_names(["one", "other"]))
         self.source = FeatureSource(model, self.planes, model.card.scale_for(diameter), choose_device(), KEPT_BYTES)
         # The forest's own filters, for all seeds.
         self.forest_features = pixel_features(self.pixels)

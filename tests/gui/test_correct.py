@@ -157,6 +157,22 @@ def test_where_no_object_is_certain_enough_the_dock_says_what_to_do(viewer, work
     person.wait(lambda: viewer.layers["cells objects"].data.any())
 
 
+@pytest.mark.usefixtures("tiny")
+def test_the_dock_alone_finds_objects_and_offers_it_again_after_a_failure(viewer, image, person, monkeypatch, seen):
+    _, widget = viewer.window.add_plugin_dock_widget("napari-cellbrush", "Correct")
+    dock = getattr(widget, "__wrapped__", widget)
+    viewer.add_image(image, name="cells")
+    person.wait(dock.search.button.isEnabled)
+    with monkeypatch.context() as broken:
+        broken.setattr(inference, "segment_planes", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+        person.click(dock.search.button)
+        person.wait(lambda: dock.session.segmentation.notice.kind == "error")
+    assert dock.search.isVisible()
+    assert dock.search.notice.isVisible()
+    person.click(dock.search.button)
+    person.wait(lambda: viewer.layers["cells objects"].data.any())
+
+
 def test_removing_the_layer_ends_the_correcting(viewer, correcting):
     viewer.layers.remove("cells objects")
     assert correcting.correct.toggle.text() == "Correct"
