@@ -81,7 +81,7 @@ def found_in_words(mask: NDArray[Any], output: OutputKind, config: InferenceConf
     """How many objects there are, and how large the model took them to be."""
     import numpy as np
 
-    found = "segmented"
+    found = "probabilities" if output == "probabilities" else "classes; to count cells, give --output objects"
     if output == "objects":
         n = int(np.count_nonzero(np.unique(mask)))
         found = {0: "no object; if there are any, lower --objects.least-certainty", 1: "1 object"}.get(
