@@ -121,8 +121,8 @@ def test_strokes_are_asked_where_the_image_alone_says_too_little(monkeypatch: py
         return object_diameter(MODEL, [planes], stated_px, CPU, painted=strokes)
 
     assert found(None) == pytest.approx(40, rel=0.3)
-    assert found(Measurement(15.0, evidence=0.4)) == found(None)
-    assert found(Measurement(15.0, evidence=0.5)) == 15
+    assert found(Measurement(15.0, evidence=0.1)) == found(None)
+    assert found(Measurement(15.0, evidence=0.25)) == 15
     assert found(None, stated_px=12) == 12
 
 
