@@ -386,16 +386,15 @@ _MARKS_OF_ZARR = (".zarray", ".zgroup", "zarr.json")
 
 def _expanded(files: list[str]) -> list[str]:
     """File names: the images of folders, and patterns such as *.tif filled in for shells that do not (Windows)."""
-    found: list[str] = []
-    for file in files:
-        if Path(file).is_dir() and not any((Path(file) / name).exists() for name in _MARKS_OF_ZARR):
-            found += [str(path) for path in sorted(Path(file).iterdir()) if path.suffix.lower() in _IMAGE_ENDINGS
-                      ] or [file]
-            continue
-        is_pattern = any(sign in file for sign in "*?") and not Path(file).exists()
-        matches = sorted(glob.glob(file)) if is_pattern else []  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        found += matches or [file]
-    return found
+    return [name for file in files for name in _meant_by(file) or [file]]
+
+
+def _meant_by(file: str) -> list[str]:
+    path = Path(file)
+    if path.is_dir() and not any((path / name).exists() for name in _MARKS_OF_ZARR):
+        return [str(image) for image in sorted(path.iterdir()) if image.suffix.lower() in _IMAGE_ENDINGS]
+    is_pattern = any(sign in file for sign in "*?") and not path.exists()
+    return sorted(glob.glob(file)) if is_pattern else []  # noqa: PTH207 (Path.glob takes no absolute pattern)
 
 
 # ----------------------------------------------------------------------------------------------------- segment

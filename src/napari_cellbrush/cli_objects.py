@@ -79,11 +79,9 @@ def write_beside(found: FoundObjects, files: Mapping[ObjectFormat, Path], overwr
 def found_in_words(mask: NDArray[Any], output: OutputKind, config: InferenceConfig, started: InferenceStarted | None
                    ) -> str:
     """How many objects there are, and how large the model took them to be."""
-    import numpy as np
-
     found = "probabilities" if output == "probabilities" else "classes; to count cells, give --output objects"
     if output == "objects":
-        n = int(np.count_nonzero(np.unique(mask)))
+        n = int(mask.max(initial=0))
         found = {0: "no object; if there are any, lower --objects.least-certainty", 1: "1 object"}.get(
             n, f"{n:,} objects")
     if started is None or started.diameter_px is None:

@@ -96,6 +96,14 @@ def tiny(cellbrush_home: Any) -> str:
 
 
 @pytest.fixture
+def specks(workspace: Any) -> None:
+    """Settings with which a model of random weights finds objects."""
+    config = workspace.session.inference_config
+    objects = config.objects.replace(min_object_px=1, smoothing_px=0, least_certainty=0)
+    workspace.session.inference_config = config.replace(objects=objects)
+
+
+@pytest.fixture
 def image() -> np.ndarray:
     """Bright discs on dark noise, 120 × 150 float32."""
     rows, columns = np.mgrid[:120, :150]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tifffile
 from qtpy.QtCore import Qt
 
@@ -10,6 +11,7 @@ from napari_cellbrush import api
 from napari_cellbrush.export.mask_tiff import read_provenance
 
 
+@pytest.mark.usefixtures("specks")
 def test_paint_fine_tune_watch_and_export(viewer, workspace, person, image, tmp_path):
     viewer.add_image(image, name="cells", scale=(0.5, 0.5), units=("um", "um"))
     person.click(workspace.annotate.new)
@@ -28,16 +30,12 @@ def test_paint_fine_tune_watch_and_export(viewer, workspace, person, image, tmp_
     np.testing.assert_array_equal(classes[seen], api.segment(image, "cells model")[seen])
 
     workspace.show_tab("segment")
-    # After a few steps the model is sure of nothing.
-    config = workspace.session.inference_config
-    config = config.replace(objects=config.objects.replace(least_certainty=0, smoothing_px=0, min_object_px=1))
-    workspace.session.inference_config = config
     for box, value in ((workspace.segment.scope, "layer"), (workspace.segment.output, "objects")):
         index = box.findData(value)
         box.setCurrentIndex(index)
         box.activated.emit(index)
     person.click(workspace.segment.run.button)
-    person.wait(lambda: "object" in workspace.session.segmentation.notice.text.lower())
+    person.wait(lambda: "objects." in workspace.session.segmentation.notice.text)
     assert viewer.layers["cells objects"].data.any()
 
     workspace.show_tab("export")
@@ -45,5 +43,6 @@ def test_paint_fine_tune_watch_and_export(viewer, workspace, person, image, tmp_
     workspace.export.path.setText(str(path))
     person.click(workspace.export.run.button)
     person.wait(lambda: workspace.session.export.notice.kind == "success")
-    np.testing.assert_array_equal(tifffile.imread(path), api.segment(image, "cells model", "objects", config=config))
+    np.testing.assert_array_equal(tifffile.imread(path), api.segment(
+        image, "cells model", "objects", config=workspace.session.inference_config))
     assert read_provenance(path)["model"] == "cells model"

@@ -200,7 +200,8 @@ def ids_from_probabilities(probabilities: NDArray[Any], read: Window, window: Wi
     values = probabilities.astype(np.float32, copy=False)
     if probabilities.dtype == np.uint8:
         values *= np.float32(1 / MOST)
-    background, cell, boundary = (_smoothed(_total(values, classes, role), config) for role in _ROLES)
+    totals = [_total(values, classes, role) for role in _ROLES]
+    background, cell, boundary = (_smoothed(total, config) for total in totals)
     foreground, score = np.maximum(cell, boundary) > background, cell - boundary
     if config.neck_px and not _values(classes, "boundary"):
         # Distances beyond the neck's do not matter, which keeps them independent of what lies far away.
@@ -208,7 +209,7 @@ def ids_from_probabilities(probabilities: NDArray[Any], read: Window, window: Wi
     place = window.inside(read)
     winner = _winner(values[(slice(None), *place)], classes)
     foreground, score = foreground[place], score[place]
-    certainty = sum(_total(values[(slice(None), *place)], classes, role) for role in ("object", "boundary"))
+    certainty = (totals[1] + totals[2])[place]
     seeds = _seeds(score, np.where(foreground, winner, 0), config.least_dip, window.cut())
     heights = np.clip((1 - score) * (_LEVELS / 2), 0, _LEVELS - 1)
     ids = flooded(seeds, np.where(foreground, heights, NEVER).astype(np.uint8))

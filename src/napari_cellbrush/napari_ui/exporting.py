@@ -12,7 +12,6 @@ from qtpy.QtCore import QObject
 
 from napari_cellbrush.config import ClassDefinition
 from napari_cellbrush.engine.axes import PixelSize, check_axes
-from napari_cellbrush.engine.image_file import open_image
 from napari_cellbrush.errors import CellbrushError, ExportError
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.runs import ExportFormat
@@ -237,6 +236,8 @@ def _is_bare(size: PixelSize) -> bool:
 @lru_cache(maxsize=16)
 def _size_in_file(path: Path, shape_yx: tuple[int, int]) -> PixelSize | None:
     """What a file says of its pixels; None if it says nothing, or holds another image by now."""
+    from napari_cellbrush.engine.image_file import open_image
+
     try:
         file = open_image(path)
     except (CellbrushError, OSError):
