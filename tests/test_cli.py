@@ -24,6 +24,7 @@ from napari_cellbrush.cli_options import given_settings
 from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, NetworkConfig, TrainingConfig
 from napari_cellbrush.engine import held_out, inference, learner, model_file, planes, training
 from napari_cellbrush.engine.annotation import objects_to_classes
+from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.image_file import open_image
 from napari_cellbrush.engine.metrics import average_precision, class_iou
 from napari_cellbrush.engine.model import ModelCard, new_model
@@ -217,6 +218,31 @@ def test_objects_leave_as_table_regions_polygons_and_picture(
     assert {feature["properties"]["classification"]["name"] for feature in features} == {"cell"}
     with Image.open("out/image_overlay.png") as picture:
         assert picture.size == (110, 90)
+
+
+def test_the_summary_has_a_row_for_each_image_and_frame(
+    folder: Path, finds_objects: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save("time.npy", np.stack([IMAGE, np.zeros_like(IMAGE) + IMAGE.min()]))
+    assert main(["segment", "image.tif", *finds_objects, "--table", "--summary"]) == 0
+    assert main(["segment", "time.npy", *finds_objects, "--axes", "TYX", "--summary"]) == 1
+    assert "summary.csv exists already" in capsys.readouterr().err
+    assert main(["segment", "image.tif", "time.npy", *finds_objects, "--axes", "TYX", "--summary", "--overwrite"]) == 1
+    assert [row["image"] for row in table("out/summary.csv")] == ["time", "time"]
+    assert main(["segment", "image.tif", *finds_objects, "--table", "--summary", "--overwrite"]) == 0
+    (row,), objects = table("out/summary.csv"), table("out/image_objects.csv")
+    assert (row["image"], row["unit"], int(row["objects"])) == ("image", "µm", len(objects))
+    assert float(row["median_area"]) == np.median([float(found["area [µm²]"]) for found in objects])
+
+
+def test_the_pixel_size_may_be_said(folder: Path, finds_objects: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["segment", "image.tif", *finds_objects, "--table", "--pixel-size", "0.5 x 0.25"]) == 0
+    assert open_image("out/image_objects.tif").pixel_size == PixelSize(0.5, 0.25, None, "µm")
+    ids = tifffile.imread("out/image_objects.tif")
+    first = table("out/image_objects.csv")[0]
+    assert float(first["area [µm²]"]) == pytest.approx(0.125 * (ids == int(first["id"])).sum())
+    assert main(["segment", "image.tif", *finds_objects, "--pixel-size", "small"]) == 2
+    assert "The pixel size 'small' is not understood" in capsys.readouterr().err
 
 
 def test_every_channel_is_measured_under_its_name(folder: Path, finds_objects: list[str]) -> None:

@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, Any, get_args
 from napari_cellbrush import __version__
 from napari_cellbrush.cli_models import export_model, import_model, list_models, remove_model, show_model
 from napari_cellbrush.cli_objects import (
+    SUMMARY_FILE,
     add_object_options,
     check_object_options,
     check_planes,
     found_in_words,
     linked,
     object_files,
+    summary_of,
     write_beside,
+    write_summary,
 )
 from napari_cellbrush.cli_options import add_settings, given_settings, laid_over
 from napari_cellbrush.cli_progress import (
@@ -50,6 +53,7 @@ from napari_cellbrush.config import (
     TrainingConfig,
     load_config,
 )
+from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.errors import (
     AnnotationError,
     CellbrushError,
@@ -66,6 +70,7 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.training import TrainingResult
     from napari_cellbrush.events import InferenceEvent
     from napari_cellbrush.export.found_objects import FoundObjects
+    from napari_cellbrush.export.tables import Row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,6 +163,8 @@ def _add_segment(commands: Any) -> None:
                          "Default: classes.")
     command.add_argument("--overwrite", action="store_true", help="Replace files that exist.")
     command.add_argument("--compress", action="store_true", help="Write deflated OME-TIFF.")
+    command.add_argument("--pixel-size", metavar="UM", help="Size of a pixel in µm, where the files do not say it or "
+                         "say it wrong: one number, or row x column, or depth x row x column.")
     _add_place(command)
     add_object_options(command)
     add_settings(command, InferenceConfig, "segmentation", aliases={"tile_size_px": "--tile"})
@@ -404,26 +411,34 @@ def _segment(arguments: argparse.Namespace) -> int:
     from napari_cellbrush.api import load_model
 
     check_object_options(arguments)
+    size = PixelSize.read(arguments.pixel_size) if arguments.pixel_size is not None else None
     config = InferenceConfig.read(given_settings(arguments, InferenceConfig))
     model = load_model(arguments.model)
     _make_folder(arguments.out)
     failures = _Failures()
     written: set[Path] = set()
+    rows: list[Row] = []
+    if arguments.summary:
+        _check_target(arguments.out / SUMMARY_FILE, written, arguments.overwrite)
     for image in _expanded(arguments.images):
         mask = arguments.out / f"{_stem(image)}_{arguments.output}.tif"
         beside = object_files(arguments, _stem(image))
         try:
             for target in (mask, *beside.values()):
                 _check_target(target, written, arguments.overwrite)
-            found = _segment_one(image, mask, model, config, arguments)
+            found = _segment_one(image, mask, model, config, size, arguments)
             failures.interrupted = found is None
             if found is None:
                 break
             written |= {mask, *beside.values()}
             answer(str(mask))
             write_beside(found, beside, arguments.overwrite)
+            if arguments.summary:
+                rows += summary_of(_stem(image), found)
         except CellbrushError as error:
             failures.add(image, error)
+    if rows:
+        write_summary(arguments.out / SUMMARY_FILE, rows, arguments.overwrite)
     return failures.exit_code
 
 
@@ -440,7 +455,7 @@ def _check_target(target: Path, written: set[Path], overwrite: bool) -> None:
         check_writable(target)
 
 
-def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig,
+def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig, said_size: PixelSize | None,
                  arguments: argparse.Namespace) -> FoundObjects | None:
     """Write one mask; None if it was stopped, and then nothing is written."""
     import numpy as np
@@ -452,8 +467,8 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
     from napari_cellbrush.export.provenance import mask_provenance
 
     opened = _opened(image, arguments)
-    planes, axes = opened.planes, opened.planes.stack_axes + "YX"
-    check_planes(planes, opened.pixel_size, arguments)
+    planes, axes, size = opened.planes, opened.planes.stack_axes + "YX", said_size or opened.pixel_size
+    check_planes(planes, size, arguments)
     with stop_on_interrupt() as stop, memory_in_words(f"segment {image}"):
         started: InferenceStarted | None = None
         class_map = np.zeros(planes.spatial_shape, np.uint8)
@@ -478,9 +493,9 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
     provenance = mask_provenance(model, output=arguments.output, config=config, image_name=opened.path.name,
                                  image_axes=planes.axes, started=started)
     save_mask(target, mask, axes="C" + axes if arguments.output == "probabilities" else axes,
-              pixel_size=opened.pixel_size, provenance={**provenance, "linked_through_depth": arguments.link},
+              pixel_size=size, provenance={**provenance, "linked_through_depth": arguments.link},
               overwrite=arguments.overwrite, compress=arguments.compress)
-    return FoundObjects(mask, axes, opened.pixel_size, planes, class_map, model.card.classes,
+    return FoundObjects(mask, axes, size, planes, class_map, model.card.classes,
                         planewise=not arguments.link)
 
 

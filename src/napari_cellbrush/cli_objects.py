@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.planes import Planes
     from napari_cellbrush.events import InferenceStarted
     from napari_cellbrush.export.found_objects import FoundObjects, ObjectFormat
+    from napari_cellbrush.export.tables import Row
 
 #: What each option writes, behind the image's name.
 ENDINGS: dict[ObjectFormat, str] = {"table": "_objects.csv", "geojson": "_objects.geojson", "overlay": "_overlay.png",
                                     "rois": "_rois.zip"}
+SUMMARY_FILE = "summary.csv"
 _HELP: dict[ObjectFormat, str] = {
     "table": "Write DIR/<image>_objects.csv: sizes, shapes and the intensities of every channel.",
     "geojson": "Write DIR/<image>_objects.geojson: polygons for QuPath.",
@@ -35,13 +37,15 @@ def add_object_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("with --output objects")
     for kind, text in _HELP.items():
         group.add_argument(f"--{kind}", action="store_true", help=text)
+    group.add_argument("--summary", action="store_true", help=f"Write DIR/{SUMMARY_FILE}: a row for each image, and "
+                       "for each frame of a time lapse, with the number of objects and medians of what is measured.")
     group.add_argument("--link", action="store_true", help="Join the objects of neighbouring planes into objects of "
                        "the stack, which are measured as bodies. Default: plane by plane.")
 
 
 def check_object_options(arguments: argparse.Namespace) -> None:
     """Raise a ConfigError where options are given that only objects have."""
-    given = [f"--{name}" for name in (*ENDINGS, "link") if getattr(arguments, name)]
+    given = [f"--{name}" for name in (*ENDINGS, "summary", "link") if getattr(arguments, name)]
     if given and arguments.output != "objects":
         raise ConfigError(f"{' and '.join(given)} need{'s' if len(given) == 1 else ''} --output objects, got --output "
                           f"{arguments.output}", "Add --output objects")
@@ -74,6 +78,23 @@ def write_beside(found: FoundObjects, files: Mapping[ObjectFormat, Path], overwr
         with memory_in_words(f"write {path}"):
             save_objects(path, found, kind, overwrite=overwrite)
         answer(str(path))
+
+
+def summary_of(name: str, found: FoundObjects) -> list[Row]:
+    """The rows of one image in the summary of all."""
+    from napari_cellbrush.engine.measure import summarise
+    from napari_cellbrush.export.found_objects import measured
+
+    with memory_in_words(f"measure {name}"):
+        n_frames = found.ids.shape[found.axes.index("T")] if "T" in found.axes else None
+        return [{"image": name, "unit": found.pixel_size.unit, **row} for row in summarise(measured(found), n_frames)]
+
+
+def write_summary(path: Path, rows: Sequence[Row], overwrite: bool) -> None:
+    """Write the summary, and answer with its name."""
+    from napari_cellbrush.export.tables import save_rows
+
+    answer(str(save_rows(path, rows, overwrite=overwrite)))
 
 
 def found_in_words(mask: NDArray[Any], output: OutputKind, config: InferenceConfig, started: InferenceStarted | None

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from napari_cellbrush.engine.axes import check_axes, guess_axes
-from napari_cellbrush.errors import ImageError
+from napari_cellbrush.engine.axes import PixelSize, check_axes, guess_axes
+from napari_cellbrush.errors import ConfigError, ImageError
 
 
 def test_letters_are_read_in_any_case_and_with_spaces() -> None:
@@ -34,3 +34,19 @@ def test_the_likeliest_axes_are_guessed(shape: tuple[int, ...], rgb: bool, axes:
 def test_images_with_too_few_or_many_axes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match=f"has {len(shape)} axes"):
         guess_axes(shape)
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("0.65", PixelSize(0.65, 0.65, None, "µm")),
+    ("0,65 µm", PixelSize(0.65, 0.65, None, "µm")),
+    ("0.3x0.2", PixelSize(0.3, 0.2, None, "µm")),
+    ("1.5 × 0.3 × 0.2", PixelSize(0.3, 0.2, 1.5, "µm")),
+])
+def test_a_pixel_size_is_read_as_people_write_it(text: str, size: PixelSize) -> None:
+    assert PixelSize.read(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1 x 2 x 3 x 4", "0.3 mm", "small"])
+def test_a_pixel_size_that_is_none_is_refused_with_what_is_needed(text: str) -> None:
+    with pytest.raises(ConfigError, match="row × column"):
+        PixelSize.read(text)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from napari_cellbrush.config import DEFAULT_CLASSES, classes_from_names
 from napari_cellbrush.engine.axes import PixelSize
-from napari_cellbrush.engine.measure import column_unit, measure_objects
+from napari_cellbrush.engine.measure import column_unit, measure_objects, summarise
 from napari_cellbrush.errors import ImageError
 
 
@@ -114,3 +114,16 @@ def test_what_is_no_map_of_ids_is_refused(ids: NDArray[np.generic], axes: str, m
 def test_an_image_of_another_shape_is_refused() -> None:
     with pytest.raises(ImageError, match=r"\(3, 3\)"):
         measure_objects(np.ones((2, 2), int), image=np.ones((3, 3)))
+
+
+def test_a_summary_has_medians_and_a_row_for_each_frame_even_an_empty_one() -> None:
+    ids = np.zeros((3, 20, 20), np.int32)
+    ids[0, :2, :2], ids[0, 5:9, 5:9], ids[0, 12:15, 12:14] = 1, 2, 3
+    ids[2, :3, :3] = 4
+    first, second, third = summarise(measure_objects(ids, "TYX", image=ids * 2.0), 3)
+    assert [row["frame"] for row in (first, second, third)] == [0, 1, 2]
+    assert [row["objects"] for row in (first, second, third)] == [3, 0, 1]
+    assert (first["median_area"], third["median_area"], first["median_mean_intensity"]) == (6, 9, 4)
+    assert np.isnan(second["median_area"])
+    assert "frame" not in summarise(measure_objects(ids[0]))[0]
+    assert not any("centroid" in name or "bbox" in name for name in first)

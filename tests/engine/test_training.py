@@ -592,6 +592,20 @@ def test_a_base_that_knows_one_size_learns_at_that_size_and_remembers(scratch: M
     assert next(event for event in again if isinstance(event, TrainingStarted)).diameter_px == diameter
 
 
+@pytest.mark.parametrize(("stated", "measured_as"), [(0, 33.0), (60, None)])
+def test_a_model_knows_how_large_it_finds_its_own_images_unless_it_was_told(
+    scratch: Model, monkeypatch: pytest.MonkeyPatch, stated: float, measured_as: float | None
+) -> None:
+    monkeypatch.setattr(training, "object_diameter", lambda *given: given[2] or 40.0)
+    monkeypatch.setattr(training, "diameter_by_tuned", lambda *_: 33.0)
+    earlier = {"diameter_px": 20.0, "measured_as_px": 7.0, "tuned_on": ("elsewhere",)}
+    image, inside = blobs()
+    card = run(Model(scratch.network, scratch.card.replace(**earlier)), image, strokes(inside),
+               TINY.replace(diameter_px=stated))[1].model.card
+    assert (card.image_diameter_px, card.measured_as_px) == (stated or 40, measured_as)
+    assert card.tuned_on == (() if stated else (Planes(image, "YX").fingerprint(),))
+
+
 def test_without_time_for_all_steps_the_rate_falls_all_the_same(scratch: Model,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10_000))

@@ -10,6 +10,8 @@ import pytest
 import roifile
 import tifffile
 from PIL import Image
+from qtpy.QtCore import Qt
+from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QMessageBox
 
 from napari_cellbrush.engine.axes import PixelSize
@@ -33,13 +35,20 @@ def export(dock, person, path):
     return dock.session.export.notice
 
 
+def type_into(field, text):
+    field.selectAll()
+    QTest.keyClick(field, Qt.Key.Key_Delete)
+    QTest.keyClicks(field, text)
+
+
 def test_ids_axes_and_pixel_size_arrive_in_the_file(viewer, dock, person, tmp_path):
     """Different sizes along all axes, so that a swap shows."""
     mask = np.zeros((2, 4, 5), np.int32)
     mask[1, 2, 3], mask[0, 0, 0] = 65535, 255
     viewer.add_labels(mask, name="mask", scale=(0.3, 0.1, 0.2), units=("um", "um", "um"), axis_labels=("z", "y", "x"))
     assert dock.axes.text() == "ZYX"
-    assert dock.size_line.text() == "0.3 × 0.1 × 0.2 µm (depth × row × column)"
+    assert dock.size_line.text() == "0.3 × 0.1 × 0.2"
+    assert dock.size_words.text() == "µm (depth × row × column)"
     notice = export(dock, person, tmp_path / "mask.tif")
     assert notice.text == "Saved mask.tif: ids 1–65,535, uint16, ImageJ TIFF."
     with tifffile.TiffFile(tmp_path / "mask.tif") as tiff:
@@ -100,13 +109,35 @@ def test_the_pixel_size_comes_from_the_file_where_the_viewer_did_not_read_it(vie
     layer = viewer.open(str(tmp_path / "slide.tif"), plugin="napari")[0]
     note = {"axes": "YX", "output": "objects", "image": str(layer.unique_id)}
     viewer.add_labels(np.ones((8, 9), np.uint8), name="slide objects", metadata={"cellbrush": note})
-    assert "0.5 × 0.25 µm" in dock.size_line.text()
+    assert (dock.size_line.text(), dock.size_words.text()) == ("0.5 × 0.25", "µm (row × column)")
     export(dock, person, tmp_path / "mask.tif")
     assert open_image(tmp_path / "mask.tif").pixel_size == PixelSize(0.5, 0.25, None, "µm")
     # Of another size is another image.
     viewer.add_labels(np.ones((4, 9), np.uint8), name="part objects", metadata={"cellbrush": note})
     dock.layer.chosen.emit(str(viewer.layers["part objects"].unique_id))
-    assert dock.size_line.text() == "not known"
+    assert (dock.size_line.text(), dock.size_line.placeholderText()) == ("", "not known: lengths are in pixels")
+
+
+def test_a_pixel_size_can_be_said_and_holds_for_all_layers_of_the_image(viewer, dock, person, tmp_path):
+    layer = viewer.add_image(np.zeros((8, 9), np.uint8), name="cells")
+    note = {"axes": "YX", "image": str(layer.unique_id)}
+    for output in ("classes", "objects"):
+        viewer.add_labels(np.ones((8, 9), np.uint8), name=output, metadata={"cellbrush": {**note, "output": output}})
+    assert dock.size_line.text() == ""
+    type_into(dock.size_line, "0.5")
+    assert dock.size_words.text() == "µm (row × column)"
+    export(dock, person, tmp_path / "objects.tif")
+    assert open_image(tmp_path / "objects.tif").pixel_size == PixelSize(0.5, 0.5, None, "µm")
+    dock.layer.chosen.emit(str(viewer.layers["classes"].unique_id))
+    assert dock.size_line.text() == "0.5 × 0.5"
+    type_into(dock.size_line, "wide")
+    assert "is not understood" in dock.size_words.text()
+    assert "is not understood" in export(dock, person, tmp_path / "classes.tif").text
+    assert not (tmp_path / "classes.tif").exists()
+    type_into(dock.size_line, "")
+    assert open_image(tmp_path / "objects.tif").pixel_size.is_known
+    export(dock, person, tmp_path / "classes.tif")
+    assert not open_image(tmp_path / "classes.tif").pixel_size.is_known
 
 
 def test_a_path_that_somebody_wrote_stays_when_results_change(viewer, dock):
@@ -173,7 +204,7 @@ def test_what_a_model_made_says_so_in_the_file(viewer, workspace, person, image,
     person.wait(lambda: workspace.session.segmentation.notice.kind == "success")
     workspace.show_tab("export")
     assert workspace.export.layer.currentText() == "cells objects"
-    assert workspace.export.size_line.text() == "0.1 × 0.2 µm (row × column)"
+    assert workspace.export.size_line.text() == "0.1 × 0.2"
     notice = export(workspace.export, person, tmp_path / "cells.tif")
     assert notice.kind == "success"
     found = tifffile.imread(tmp_path / "cells.tif")

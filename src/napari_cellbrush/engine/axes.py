@@ -5,10 +5,13 @@ Letters are those of TIFF metadata: T time, C channel, Z depth, Y row, X column,
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
-from napari_cellbrush.errors import ImageError
+from napari_cellbrush.errors import ConfigError, ImageError
 
 AXIS_NAMES = {"T": "time", "C": "channel", "Z": "depth", "Y": "row", "X": "column", "S": "colour"}
 
@@ -21,6 +24,32 @@ class PixelSize:
     x: float
     z: float | None = None
     unit: str = "pixel"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether somebody said how large a pixel is."""
+        return self.unit != "pixel" or {self.y, self.x, self.z or 1.0} != {1.0}
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """What a person wrote: one number in µm, or row × column, or depth × row × column, with × or x between.
+
+        Raises
+        ------
+        ConfigError
+            If it is anything else.
+        """
+        words = [word.replace(",", ".") for word in re.split(r"[×x*\s]+", text.lower()) if word not in ("", "µm", "um")]
+        try:
+            numbers = [float(word) for word in words]
+        except ValueError:
+            numbers = []
+        if not 1 <= len(numbers) <= 3 or not all(0 < number < math.inf for number in numbers):
+            raise ConfigError(f"The pixel size '{text}' is not understood",
+                              "Give it in µm: one number, or row × column, or depth × row × column, for example 0.65 "
+                              "or 2 x 0.65 x 0.65")
+        y, x = numbers[-2:] if len(numbers) > 1 else numbers * 2
+        return cls(y, x, numbers[0] if len(numbers) == 3 else None, "µm")
 
 
 def check_axes(axes: str, shape: Sequence[int]) -> str:

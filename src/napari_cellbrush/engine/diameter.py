@@ -3,6 +3,10 @@
 Where nobody says it, the network itself is asked: shown the same place at several scales, it is surest, and finds
 objects of the size it knows, at the right one. Where it sees too little and somebody painted, it need not be sure but
 right: at the right scale the strokes are likeliest for it.
+
+Tuning changes how large a network finds things, so a tuned one is asked how much larger they are than where it was
+tuned. (Phase contrast, four tunings, two other images: average precision at 0.5 of 0.42 with the diameter of the
+painted image, 0.58 in relation to it, and 0.58 with the true one.)
 """
 
 from __future__ import annotations
@@ -53,6 +57,10 @@ _LEAST_PROBABILITY = 1e-3
 _LOSS_PER_E = 0.2
 
 
+#: Images of one experiment have one magnification: objects that are larger or smaller by less than this factor are not.
+_ALIKE = 1.25
+
+
 def median_diameter(instances: NDArray[np.integer[Any]]) -> float:
     """Of discs as large as the objects of an instance mask, in pixels; 0 where there are none."""
     areas = np.bincount(instances.ravel())[1:]
@@ -70,7 +78,7 @@ class Painted:
 def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device,
                     stop: StopToken | None = None, painted: Painted | None = None,
                     classes: Sequence[ClassDefinition] = ()) -> float | None:
-    """Diameter of the objects, in image pixels: stated, known from the model's tuning, or measured.
+    """Diameter of the objects, in image pixels: stated, in relation to the images the model was tuned on, or measured.
 
     Measured on the images, where the model sees enough that it knows; else on the strokes, if they are of classes that
     it knows and tell scales apart. (On 12 training images of phase contrast and tissue, five strokes a class were 0.4
@@ -94,9 +102,11 @@ def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, de
     """
     if model.card.diameter_px is None:
         return None
-    if stated_px or model.card.image_diameter_px:
-        return stated_px or model.card.image_diameter_px
-    found = [measured for image in images if (measured := measured_diameter(model, image, device, stop))]
+    if stated_px:
+        return stated_px
+    if model.card.image_diameter_px:
+        return model.card.image_diameter_px * _larger_than_tuned_on(model, images, device, stop)
+    found = _measurements(model, images, device, stop)
     wanted = painted.classes if painted else classes
     knows_them = not wanted or meant_classes(model.card.classes, wanted) is not None
     least = _LEAST_EVIDENCE if knows_them else _LEAST_EVIDENCE_FOR_OTHERS
@@ -104,6 +114,35 @@ def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, de
     if likely or not painted:
         return float(np.median(likely)) if likely else None
     return diameter_on_strokes(model, images, painted, device, stop)
+
+
+def diameter_by_tuned(model: Model, images: Sequence[Planes], device: Device, stop: StopToken | None = None
+                      ) -> float | None:
+    """How large a model that was just tuned finds the objects of its own images; None where it is not sure.
+
+    Parameters
+    ----------
+    model, images
+        Of :func:`.training.train`.
+    device, stop
+        Where, and who may end it: then it is None.
+    """
+    found = [measured.diameter_px for measured in _measurements(model, images, device, stop)]
+    return float(np.median(found)) if found and not (stop and stop.stopped) else None
+
+
+def _larger_than_tuned_on(model: Model, images: Sequence[Planes], device: Device, stop: StopToken | None) -> float:
+    """How many times as large objects are as in the images that a model was tuned on."""
+    card = model.card
+    if card.measured_as_px is None or all(image.fingerprint() in card.tuned_on for image in images):
+        return 1.0
+    now = diameter_by_tuned(model, images, device, stop)
+    ratio = now / card.measured_as_px if now else 1.0
+    return ratio if max(ratio, 1 / ratio) > _ALIKE else 1.0
+
+
+def _measurements(model: Model, images: Sequence[Planes], device: Device, stop: StopToken | None) -> list[Measurement]:
+    return [measured for image in images if (measured := measured_diameter(model, image, device, stop))]
 
 
 class Measurement(NamedTuple):

@@ -19,6 +19,9 @@ from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.shapes import boxes, centroids, convex_areas, ellipses, perimeters, runs_of
 from napari_cellbrush.errors import ImageError
 
+#: What has no median that says anything.
+_NOT_SUMMARISED = ("id", "frame", "plane", "centroid_", "bbox_", "touches_border", "orientation", "class")
+
 Columns = dict[str, NDArray[Any]]
 
 #: Power of the unit of length that each column is measured in; columns that are not here are plain numbers.
@@ -96,6 +99,34 @@ def measure_objects(
     if not tables:
         raise ImageError(f"The objects of shape {ids.shape} have no plane", "Give at least one")
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def summarise(columns: Columns, n_frames: int | None = None) -> list[dict[str, int | float]]:
+    """A table of objects in a row, or in one for each frame of a time lapse.
+
+    Parameters
+    ----------
+    columns
+        Of :func:`measure_objects`.
+    n_frames
+        Of a time lapse, also those without an object.
+
+    Returns
+    -------
+    list of dict
+        Per row ``frame``, of a time lapse; ``objects``, how many there are; and ``median_`` of every column of sizes,
+        shapes and intensities over those where it could be measured, NaN where there is none.
+    """
+    numbers = [name for name in columns if not name.startswith(_NOT_SUMMARISED)]
+    rows: list[dict[str, int | float]] = []
+    for frame in [None] if n_frames is None else range(n_frames):
+        chosen = slice(None) if frame is None else columns["frame"] == frame
+        known = {name: values[np.isfinite(values)] for name, values in ((name, columns[name][chosen])
+                                                                        for name in numbers)}
+        rows.append({**({} if frame is None else {"frame": frame}), "objects": len(columns["id"][chosen]),
+                     **{f"median_{name}": float(np.median(values)) if len(values) else math.nan
+                        for name, values in known.items()}})
+    return rows
 
 
 def column_unit(column: str, unit: str) -> str:

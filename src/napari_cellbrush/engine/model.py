@@ -40,6 +40,10 @@ class ModelCard(Settings):
     diameter_px: float | None = Field(None, gt=0)
     #: Of the objects in the images it was tuned on, in their pixels; None if nobody knows.
     image_diameter_px: float | None = Field(None, gt=0)
+    #: What it measures itself on them, by which others are measured in relation; None: all images are taken as alike.
+    measured_as_px: float | None = Field(None, gt=0)
+    #: Fingerprints of these images.
+    tuned_on: tuple[str, ...] = ()
     normalisation: str = NORMALISATION
     training: TrainingConfig | None = None
     #: Names of the base chain, first ancestor first.

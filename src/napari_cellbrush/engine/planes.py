@@ -6,6 +6,7 @@ and inference normalise through the same function, so they can never differ.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import threading
@@ -28,6 +29,8 @@ SAMPLE_PIXELS = 2048**2
 SAMPLE_VALUES = 4 * SAMPLE_PIXELS
 #: Side of the windows of which a large image's sample is made.
 SAMPLE_WINDOW = 256
+#: Side of the window that tells images apart.
+_MIDDLE = 64
 #: Side of the windows in which a plane is looked through.
 CHECK_WINDOW = 1024
 
@@ -158,6 +161,13 @@ class Planes:
             if self._normalisation is None:
                 self._normalisation = measure_normalisation(self)
             return self._normalisation
+
+    def fingerprint(self) -> str:
+        """What tells this image from others, whatever it is called: its shape, its range of values, and its middle."""
+        hashed = hashlib.blake2b(f"{self.spatial_shape}{self.n_channels}{self.normalisation()}".encode(), digest_size=8)
+        middle = (slice(max(0, n // 2 - _MIDDLE // 2), n // 2 + _MIDDLE // 2 + 1) for n in self.shape_yx)
+        hashed.update(self.read(tuple(n // 2 for n in self.stack_shape), *middle).tobytes())
+        return hashed.hexdigest()
 
 
 def mirrored(start: int, size: int, length: int) -> NDArray[np.intp]:

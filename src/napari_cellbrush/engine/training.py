@@ -24,7 +24,7 @@ from napari_cellbrush.config import ClassDefinition, TrainingConfig
 from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, collect_annotation, hold_out, rescaled
 from napari_cellbrush.engine.device import Device, choose_device, is_out_of_memory
-from napari_cellbrush.engine.diameter import Painted, object_diameter
+from napari_cellbrush.engine.diameter import Painted, diameter_by_tuned, object_diameter
 from napari_cellbrush.engine.held_out import QUICK_TILES, HeldOut, HeldOutScore
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import (
@@ -239,6 +239,8 @@ def _train(
     model = tuned_model(best.network or learner.averaged, start, base, annotation, config, name=name,
                         diameter_px=course.diameter_px, n_steps=course.step, base_score=course.base_score, score=score)
     learner.release()
+    if course.diameter_px and not config.diameter_px:
+        model = _measured_by_itself(model, images, device, stop)
     improved = score is None or course.base_score is None or score >= course.base_score
     no_score = split.reason if split.reason or score is not None else "The training was stopped before its first score."
     return TrainingResult(model, improved, course.base_score, score, no_score, ended, course.step,
@@ -291,9 +293,16 @@ def tuned_model(
         base_hash=base.weights_hash, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(),
         # Where nobody could tell a diameter, the model learnt at the images' own scale, and works at that.
         diameter_px=base.card.diameter_px if diameter_px else None, image_diameter_px=diameter_px,
-        n_steps=base.card.n_steps + n_steps, labelled_pixels=labelled, base_score=base_score, score=score,
-        description="")
+        measured_as_px=None, tuned_on=(), n_steps=base.card.n_steps + n_steps, labelled_pixels=labelled,
+        base_score=base_score, score=score, description="")
     return Model(_on_cpu(network, card), card)
+
+
+def _measured_by_itself(model: Model, images: Sequence[Planes], device: Device, stop: StopToken) -> Model:
+    """The model with what it finds as large as it was told on its card, so that it can tell where things are larger."""
+    card = model.card.replace(measured_as_px=diameter_by_tuned(model, images, device, stop),
+                              tuned_on=tuple(image.fingerprint() for image in images))
+    return Model(model.network, card)
 
 
 def n_channels(images: Sequence[Planes]) -> int:

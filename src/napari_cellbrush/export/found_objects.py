@@ -71,11 +71,10 @@ def save_objects(path: Path, objects: FoundObjects, kind: ObjectFormat, *, plane
     CellbrushError
         If the objects do not fit their image, or the file cannot be written.
     """
-    order = [objects.axes.index(letter) for letter in _ORDER if letter in objects.axes]
-    axes = "".join(objects.axes[position] for position in order)
+    order, axes = _in_order(objects)
     ids = objects.ids.transpose(order)
     if kind == "table":
-        columns = _measured(objects, order, axes)
+        columns = measured(objects)
         save_table(path, columns, unit=objects.pixel_size.unit, overwrite=overwrite)
         return columns
     if kind == "rois":
@@ -90,7 +89,15 @@ def save_objects(path: Path, objects: FoundObjects, kind: ObjectFormat, *, plane
     return None
 
 
-def _measured(objects: FoundObjects, order: list[int], axes: str) -> Columns:
+def measured(objects: FoundObjects) -> Columns:
+    """The table of the objects, with all channels of their image; see :func:`.measure.measure_objects`.
+
+    Raises
+    ------
+    ImageError
+        If the objects do not fit their image.
+    """
+    order, axes = _in_order(objects)
     image, names = None, None
     if objects.image is not None:
         pixels = _pixels(objects.image).transpose([0, *(position + 1 for position in order)])
@@ -100,6 +107,12 @@ def _measured(objects: FoundObjects, order: list[int], axes: str) -> Columns:
         objects.ids.transpose(order), axes, image=image, channel_names=names, pixel_size=objects.pixel_size,
         class_map=None if objects.class_map is None else objects.class_map.transpose(order), classes=objects.classes,
         planewise=_on_single_planes(objects.ids) if objects.planewise is None else objects.planewise)
+
+
+def _in_order(objects: FoundObjects) -> tuple[list[int], str]:
+    """Which axis comes where in a file, and the letters then."""
+    order = [objects.axes.index(letter) for letter in _ORDER if letter in objects.axes]
+    return order, "".join(objects.axes[position] for position in order)
 
 
 def _on_single_planes(ids: NDArray[Any]) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,33 @@ from numpy.typing import NDArray
 from napari_cellbrush.engine.atomic import written_whole
 from napari_cellbrush.engine.measure import column_title
 from napari_cellbrush.errors import ExportError
+
+Row = dict[str, str | int | float]
+
+
+def save_rows(path: Path, rows: Sequence[Row], *, overwrite: bool = False) -> Path:
+    """Write rows that need not have the same columns; whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file: as that of :func:`save_table`; what a row lacks stays empty.
+    rows
+        Name to value.
+    overwrite
+        Replace an existing file.
+
+    Raises
+    ------
+    ExportError
+        If the file cannot be written.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    with _opened(path, overwrite) as file:
+        writer = csv.DictWriter(file, list(names))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 def save_table(path: Path | str, columns: Mapping[str, NDArray[Any]], *, unit: str = "pixel",
@@ -48,9 +76,15 @@ def save_table(path: Path | str, columns: Mapping[str, NDArray[Any]], *, unit: s
     header = [column_title(name, unit) for name in columns]
     # Python's own numbers print the fewest digits that give the same number again.
     values = [(column.astype(np.int64) if column.dtype == bool else column).tolist() for column in columns.values()]
-    with (written_whole(path, overwrite=overwrite) as hidden,
-          hidden.open("w", newline="", encoding="utf-8-sig") as file):
+    with _opened(path, overwrite) as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(zip(*values, strict=True))
     return path
+
+
+@contextmanager
+def _opened(path: Path, overwrite: bool) -> Iterator[TextIO]:
+    with (written_whole(path, overwrite=overwrite) as hidden,
+          hidden.open("w", newline="", encoding="utf-8-sig") as file):
+        yield file

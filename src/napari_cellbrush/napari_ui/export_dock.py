@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qtpy.QtWidgets import QFileDialog, QFormLayout, QHBoxLayout, QLineEdit, QMessageBox, QPushButton, QWidget
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QMessageBox, QPushButton, QWidget
 
 from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.errors import CellbrushError
@@ -38,6 +38,7 @@ class ExportDock(Dock):
         self._mask: MaskEntry | None = None
         self._chosen = False
         self._edited_path = False
+        self._size_problem = ""
         self.layer = ChoiceBox()
         self.format = ChoiceBox()
         self.format_words = wrapped_label()
@@ -52,7 +53,10 @@ class ExportDock(Dock):
         self.axes = QLineEdit()
         self.axes.setToolTip("One letter per axis: T time, Z depth, Y row, X column, C channel or class")
         self.axes_words = wrapped_label()
-        self.size_line = wrapped_label()
+        self.size_line = QLineEdit()
+        self.size_line.setPlaceholderText("not known: lengths are in pixels")
+        self.size_line.setToolTip("In µm: one number, or row × column, or depth × row × column. Empty: as it was read")
+        self.size_words = wrapped_label()
         self.image_line = wrapped_label()
         self._rows = form = self.form()
         self.row(form, "Layer", self.layer)
@@ -62,6 +66,7 @@ class ExportDock(Dock):
         self.row(form, "Axes", self.axes)
         self.row(form, "", self.axes_words)
         self.row(form, "Pixel size", self.size_line)
+        self.row(form, "", self.size_words)
         self.row(form, "Image", self.image_line)
         self.run = RunPanel("Export", "Exporting…")
         self.column.addWidget(self.run)
@@ -73,6 +78,7 @@ class ExportDock(Dock):
         self.path.textEdited.connect(self._on_path_edited)
         self.browse.clicked.connect(self._on_browse)
         self.axes.textEdited.connect(lambda _: self._refresh_size())
+        self.size_line.textEdited.connect(self._on_size_edited)
         self.run.startRequested.connect(self._on_export)
         self.listen(session.images_changed, self._refresh)
         self.listen(session.image_chosen, self._refresh)
@@ -144,17 +150,25 @@ class ExportDock(Dock):
         self.image_line.setText(none if image is None else _image_in_words(image))
 
     def _refresh_size(self) -> None:
-        text, words = "", ""
+        size, words = None, ""
         if self._mask is not None:
             try:
-                text = size_in_words(self.bench.exporting.pixel_size(self._mask, self.axes.text()))
+                size = self.bench.exporting.pixel_size(self._mask, self.axes.text())
                 words = axes_in_words(self.axes.text().strip().upper())
             except CellbrushError as error:
                 words = str(error)
-        self.size_line.setText(text)
-        self.axes_words.setText(words)
-        self.axes_words.setVisible(bool(words))
+        self.size_line.setText(size_in_numbers(size) if size else "")
+        self._show_words(self.axes_words, words)
+        self._say_size(size)
         self._refresh_run()
+
+    def _say_size(self, size: PixelSize | None) -> None:
+        self._size_problem = ""
+        self._show_words(self.size_words, size_in_words(size) if size and self._format() not in _IN_PIXELS else "")
+
+    def _show_words(self, label: QLabel, words: str) -> None:
+        label.setText(words)
+        label.setVisible(bool(words))
 
     def _refresh_run(self) -> None:
         self.run.setValue(self.session.export, "" if self._mask else "There is nothing to export: segment an image.")
@@ -178,6 +192,17 @@ class ExportDock(Dock):
     def _on_path_edited(self, _: str) -> None:
         self._edited_path = True
 
+    def _on_size_edited(self, text: str) -> None:
+        if self._mask is None:
+            return
+        exporting = self.bench.exporting
+        try:
+            exporting.say_pixel_size(self._mask, PixelSize.read(text) if text.strip() else None)
+            self._say_size(exporting.pixel_size(self._mask, self.axes.text()))
+        except CellbrushError as error:
+            self._size_problem = str(error)
+            self._show_words(self.size_words, self._size_problem)
+
     def _on_browse(self) -> None:
         # The dialog would ask about overwriting, and the button again: one of them is enough.
         path, _ = QFileDialog.getSaveFileName(self, "Export", self.path.text(), FORMATS[self._format()][2],
@@ -188,8 +213,9 @@ class ExportDock(Dock):
 
     def _on_export(self) -> None:
         mask, text = self._mask, self.path.text().strip()
-        if mask is None or not text:
-            self.session.export.say("Say where to save the file.", "warning")
+        problem = self._size_problem if self._format() not in _IN_PIXELS else ""
+        if mask is None or not text or problem:
+            self.session.export.say(problem or "Say where to save the file.", "warning")
             return
         path = self._fitting(Path(text).expanduser())
         overwrite = path.exists()
@@ -220,9 +246,13 @@ def _image_in_words(image: ImageEntry) -> str:
     return f"{image.name}, RGB" if letter == "S" else f"{image.name}, {n} channels" if n > 1 else image.name
 
 
-def size_in_words(size: PixelSize) -> str:
-    """For example "0.2 × 0.1 µm (row × column)"."""
+def size_in_numbers(size: PixelSize) -> str:
+    """For example "0.2 × 0.1"; empty where nobody knows."""
     numbers = [f"{value:.4g}" for value in (size.z, size.y, size.x) if value is not None]
+    return " × ".join(numbers) if size.is_known else ""
+
+
+def size_in_words(size: PixelSize) -> str:
+    """What the numbers mean, for example "µm (row × column)"; empty where nobody knows."""
     names = "depth × row × column" if size.z is not None else "row × column"
-    unit = "µm" if size.unit == "µm" else "in the layer's own unit"
-    return f"{' × '.join(numbers)} {unit} ({names})" if set(numbers) != {"1"} or size.unit == "µm" else "not known"
+    return f"{'µm' if size.unit == 'µm' else 'in the unit of the layer'} ({names})" if size.is_known else ""

@@ -40,6 +40,8 @@ class Exporting(QObject):
         self._job: Job | None = None
         #: What made the pixels that a layer's table was measured on, by key.
         self._measured: dict[str, Any] = {}
+        #: What somebody said, by the key of the image.
+        self._said_sizes: dict[str, PixelSize | None] = {}
         bench.session.segmentation.changed.connect(self._forget_old_tables)
 
     def formats(self, mask: MaskEntry) -> tuple[ExportFormat, ...]:
@@ -59,7 +61,7 @@ class Exporting(QObject):
         return _written_axes(self._bench.book.layer(mask.key))
 
     def pixel_size(self, mask: MaskEntry, axes: str) -> PixelSize:
-        """The size of a pixel, from the layer or, where it has none, from the file of the image.
+        """The size of a pixel, as somebody said, or from the layer or, where it has none, from the file of the image.
 
         Raises
         ------
@@ -68,6 +70,10 @@ class Exporting(QObject):
         """
         layer = self._bench.book.layer(mask.key)
         return self._size(layer, _layer_axes(layer, axes))
+
+    def say_pixel_size(self, mask: MaskEntry, size: PixelSize | None) -> None:
+        """Say how large the pixels of a layer are, and of all others of the same image; None: as read."""
+        self._said_sizes[self._image_key(self._bench.book.layer(mask.key))] = size
 
     def image(self, mask: MaskEntry) -> ImageEntry | None:
         """The image that objects were found in; for labels from elsewhere the one that is worked on, if it fits."""
@@ -112,9 +118,15 @@ class Exporting(QObject):
         sources = (layer, self._bench.book.layer(layers.note_of(layer).get("image")))
         return [Path(str(source.source.path)) for source in sources if source is not None and source.source.path]
 
+    def _image_key(self, layer: Any) -> str:
+        return str(layers.note_of(layer).get("image", layer.unique_id))
+
     def _size(self, layer: Any, axes: str) -> PixelSize:
+        said = self._said_sizes.get(self._image_key(layer))
+        if said is not None:
+            return said if "Z" in axes else replace(said, z=None)
         size = layers.pixel_size(layer, axes)
-        if not _is_bare(size):
+        if size.is_known:
             return size
         height, width = (layers.full_resolution(layer).shape[axes.index(letter)] for letter in "YX")
         # napari's own reader leaves out what ImageJ wrote into a TIFF.
@@ -131,7 +143,7 @@ class Exporting(QObject):
         image = self.image(mask) if task.format in ("table", "overlay") else None
         class_map, classes = self._class_map(layer) if task.format in ("table", "geojson") else (None, ())
         size = task.pixel_size
-        if size.unit == "pixel" and not _is_bare(size):
+        if size.unit == "pixel" and size.is_known:
             size = replace(size, unit="unit")
         return replace(
             task, mask=layers.in_engine_order(task.mask, task.axes), pixel_size=size,
@@ -228,11 +240,6 @@ def _layer_axes(layer: Any, axes: str) -> str:
     return check_axes(axes, layers.full_resolution(layer).shape)
 
 
-def _is_bare(size: PixelSize) -> bool:
-    """Whether nobody said how large a pixel is."""
-    return size.unit == "pixel" and {size.y, size.x, size.z or 1.0} == {1.0}
-
-
 @lru_cache(maxsize=16)
 def _size_in_file(path: Path, shape_yx: tuple[int, int]) -> PixelSize | None:
     """What a file says of its pixels; None if it says nothing, or holds another image by now."""
@@ -242,7 +249,7 @@ def _size_in_file(path: Path, shape_yx: tuple[int, int]) -> PixelSize | None:
         file = open_image(path)
     except (CellbrushError, OSError):
         return None
-    return None if file.planes.shape_yx != shape_yx or _is_bare(file.pixel_size) else file.pixel_size
+    return None if file.planes.shape_yx != shape_yx or not file.pixel_size.is_known else file.pixel_size
 
 
 def _file_stem(name: str) -> str:
