@@ -41,6 +41,7 @@ from random_forest import RandomForest
 from napari_cellbrush.config import (
     DEFAULT_CLASSES,
     ClassDefinition,
+    ObjectsConfig,
     TrainingConfig,
     classes_from_names,
 )
@@ -56,6 +57,8 @@ from napari_cellbrush.engine.training import scratch_model, train
 from napari_cellbrush.events import run_to_end
 
 ARMS = ("untuned", "forest", "cellbrush", "scratch", "full")
+#: Of a forest, probabilities are shares of trees, which are seldom as sure as a network.
+FOREST_OBJECTS = ObjectsConfig(least_certainty=0.5)
 #: The row of the ablation in which the answer is a mean over mirror images.
 FLIPS = "test-time flips"
 #: What the recipe is without one of its ingredients, or with one more.
@@ -191,7 +194,7 @@ def _forest_answer(forest: RandomForest, classes: Sequence[ClassDefinition]) -> 
         return forest.probabilities(_cyx(image), len(classes))
 
     return Answer(lambda image: most_probable(probabilities(image)),
-                  lambda image: objects_from_probabilities(probabilities(image), classes))
+                  lambda image: objects_from_probabilities(probabilities(image), classes, FOREST_OBJECTS))
 
 
 def tune(base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], config: TrainingConfig) -> Model:
