@@ -223,15 +223,17 @@ def test_objects_leave_as_table_regions_polygons_and_picture(
 def test_the_summary_has_a_row_for_each_image_and_frame(
     folder: Path, finds_objects: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.save("time.npy", np.stack([IMAGE, np.zeros_like(IMAGE) + IMAGE.min()]))
+    np.save("time.npy", np.stack([IMAGE[::-1], IMAGE, IMAGE]))
     assert main(["segment", "image.tif", *finds_objects, "--table", "--summary"]) == 0
     assert main(["segment", "time.npy", *finds_objects, "--axes", "TYX", "--summary"]) == 1
     assert "summary.csv exists already" in capsys.readouterr().err
     assert main(["segment", "image.tif", "time.npy", *finds_objects, "--axes", "TYX", "--summary", "--overwrite"]) == 1
-    assert [row["image"] for row in table("out/summary.csv")] == ["time", "time"]
+    frames = tifffile.imread("out/time_objects.tif")
+    assert [(row["image"], row["frame"], int(row["objects"])) for row in table("out/summary.csv")] == [
+        ("time", str(number), len(np.unique(frame[frame > 0]))) for number, frame in enumerate(frames)]
     assert main(["segment", "image.tif", *finds_objects, "--table", "--summary", "--overwrite"]) == 0
     (row,), objects = table("out/summary.csv"), table("out/image_objects.csv")
-    assert (row["image"], row["unit"], int(row["objects"])) == ("image", "µm", len(objects))
+    assert (row["image"], row["unit_of_length"], int(row["objects"])) == ("image", "µm", len(objects))
     assert float(row["median_area"]) == np.median([float(found["area [µm²]"]) for found in objects])
 
 
@@ -241,6 +243,9 @@ def test_the_pixel_size_may_be_said(folder: Path, finds_objects: list[str], caps
     ids = tifffile.imread("out/image_objects.tif")
     first = table("out/image_objects.csv")[0]
     assert float(first["area [µm²]"]) == pytest.approx(0.125 * (ids == int(first["id"])).sum())
+    np.save("stack.npy", np.stack([IMAGE, IMAGE]))
+    assert main(["segment", "stack.npy", *finds_objects, "--axes", "ZYX", "--pixel-size", "2 x 0.5 x 0.25"]) == 0
+    assert open_image("out/stack_objects.tif").pixel_size == PixelSize(0.5, 0.25, 2.0, "µm")
     assert main(["segment", "image.tif", *finds_objects, "--pixel-size", "small"]) == 2
     assert "The pixel size 'small' is not understood" in capsys.readouterr().err
 

@@ -28,7 +28,7 @@ from napari_cellbrush.cli_objects import (
     object_files,
     summary_of,
     write_beside,
-    write_summary,
+    written_in_the_end,
 )
 from napari_cellbrush.cli_options import add_settings, given_settings, laid_over
 from napari_cellbrush.cli_progress import (
@@ -70,7 +70,6 @@ if TYPE_CHECKING:
     from napari_cellbrush.engine.training import TrainingResult
     from napari_cellbrush.events import InferenceEvent
     from napari_cellbrush.export.found_objects import FoundObjects
-    from napari_cellbrush.export.tables import Row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -417,28 +416,26 @@ def _segment(arguments: argparse.Namespace) -> int:
     _make_folder(arguments.out)
     failures = _Failures()
     written: set[Path] = set()
-    rows: list[Row] = []
     if arguments.summary:
         _check_target(arguments.out / SUMMARY_FILE, written, arguments.overwrite)
-    for image in _expanded(arguments.images):
-        mask = arguments.out / f"{_stem(image)}_{arguments.output}.tif"
-        beside = object_files(arguments, _stem(image))
-        try:
-            for target in (mask, *beside.values()):
-                _check_target(target, written, arguments.overwrite)
-            found = _segment_one(image, mask, model, config, size, arguments)
-            failures.interrupted = found is None
-            if found is None:
-                break
-            written |= {mask, *beside.values()}
-            answer(str(mask))
-            write_beside(found, beside, arguments.overwrite)
-            if arguments.summary:
-                rows += summary_of(_stem(image), found)
-        except CellbrushError as error:
-            failures.add(image, error)
-    if rows:
-        write_summary(arguments.out / SUMMARY_FILE, rows, arguments.overwrite)
+    with written_in_the_end(arguments.out / SUMMARY_FILE, arguments.overwrite) as rows:
+        for image in _expanded(arguments.images):
+            mask = arguments.out / f"{_stem(image)}_{arguments.output}.tif"
+            beside = object_files(arguments, _stem(image))
+            try:
+                for target in (mask, *beside.values()):
+                    _check_target(target, written, arguments.overwrite)
+                found = _segment_one(image, mask, model, config, size, arguments)
+                failures.interrupted = found is None
+                if found is None:
+                    break
+                written |= {mask, *beside.values()}
+                answer(str(mask))
+                columns = write_beside(found, beside, arguments.overwrite)
+                if arguments.summary:
+                    rows += summary_of(_stem(image), found, columns)
+            except CellbrushError as error:
+                failures.add(image, error)
     return failures.exit_code
 
 
@@ -467,7 +464,8 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
     from napari_cellbrush.export.provenance import mask_provenance
 
     opened = _opened(image, arguments)
-    planes, axes, size = opened.planes, opened.planes.stack_axes + "YX", said_size or opened.pixel_size
+    planes, axes = opened.planes, opened.planes.stack_axes + "YX"
+    size = said_size.over(opened.pixel_size, axes) if said_size else opened.pixel_size
     check_planes(planes, size, arguments)
     with stop_on_interrupt() as stop, memory_in_words(f"segment {image}"):
         started: InferenceStarted | None = None

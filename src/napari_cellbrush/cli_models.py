@@ -9,6 +9,7 @@ from napari_cellbrush.cli_progress import FAILED, OK, answer, printable, tell
 from napari_cellbrush.errors import ModelFileError
 
 if TYPE_CHECKING:
+    from napari_cellbrush.engine.model import ModelCard
     from napari_cellbrush.engine.model_file import ModelEntry
 
 
@@ -49,6 +50,7 @@ def show_model(arguments: argparse.Namespace) -> int:
         "Channels": "any" if card.any_channels else str(card.in_channels),
         "Network": f"depth {shape.depth}, {shape.base_filters} base filters, {shape.activation}"
                    f"{', batch norm' if shape.batch_norm else ''}",
+        "Object diameter": _diameter_in_words(card),
         "Base": f"{card.base_name} {card.base_hash[:12]}".strip(),
         "Made": card.created,
         "Versions": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
@@ -62,6 +64,13 @@ def show_model(arguments: argparse.Namespace) -> int:
         if text:
             answer(f"{title + ':':19}{printable(text)}")
     return OK
+
+
+def _diameter_in_words(card: ModelCard) -> str:
+    if not card.image_diameter_px:
+        return ""
+    others = "in proportion, where it looks otherwise" if card.measured_as_px else "the same"
+    return f"{card.image_diameter_px:.0f} px in the images it was tuned on; in others {others}"
 
 
 def import_model(arguments: argparse.Namespace) -> int:

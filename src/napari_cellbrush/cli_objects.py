@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from napari_cellbrush.config import InferenceConfig, OutputKind
     from napari_cellbrush.engine.axes import PixelSize
+    from napari_cellbrush.engine.measure import Columns
     from napari_cellbrush.engine.planes import Planes
     from napari_cellbrush.events import InferenceStarted
     from napari_cellbrush.export.found_objects import FoundObjects, ObjectFormat
@@ -64,37 +66,47 @@ def check_planes(planes: Planes, pixel_size: PixelSize, arguments: argparse.Name
     if arguments.overlay and planes.stack_axes:
         raise ImageError(f"--overlay shows one plane, and the image has the axes {planes.axes}",
                          "Leave --overlay out, or save one plane as an image of its own")
-    if arguments.link and arguments.table and pixel_size.z is None and pixel_size.unit != "pixel":
+    is_measured = arguments.table or arguments.summary
+    if arguments.link and is_measured and pixel_size.z is None and pixel_size.unit != "pixel":
         tell(f"{planes.name} does not say how far its planes are apart: volumes and depths will be nan.")
 
 
-def write_beside(found: FoundObjects, files: Mapping[ObjectFormat, Path], overwrite: bool) -> None:
-    """Write the files, and answer with the name of each."""
+def write_beside(found: FoundObjects, files: Mapping[ObjectFormat, Path], overwrite: bool) -> Columns | None:
+    """Write the files, and answer with the name of each; the table, if one was made."""
     from napari_cellbrush.export.found_objects import save_objects
 
     if "rois" in files and not found.ids.any():
         tell(f"No object was found: {files['rois'].name} holds no region, and Fiji will say so.")
+    table = None
     for kind, path in files.items():
         with memory_in_words(f"write {path}"):
-            save_objects(path, found, kind, overwrite=overwrite)
+            table = save_objects(path, found, kind, overwrite=overwrite) or table
         answer(str(path))
+    return table
 
 
-def summary_of(name: str, found: FoundObjects) -> list[Row]:
-    """The rows of one image in the summary of all."""
+def summary_of(name: str, found: FoundObjects, columns: Columns | None) -> list[Row]:
+    """The rows of one image in the summary of all; ``columns`` is its table, if that was made already."""
     from napari_cellbrush.engine.measure import summarise
     from napari_cellbrush.export.found_objects import measured
 
     with memory_in_words(f"measure {name}"):
         n_frames = found.ids.shape[found.axes.index("T")] if "T" in found.axes else None
-        return [{"image": name, "unit": found.pixel_size.unit, **row} for row in summarise(measured(found), n_frames)]
+        return [{"image": name, "unit_of_length": found.pixel_size.unit, **row}
+                for row in summarise(columns or measured(found), n_frames)]
 
 
-def write_summary(path: Path, rows: Sequence[Row], overwrite: bool) -> None:
-    """Write the summary, and answer with its name."""
+@contextmanager
+def written_in_the_end(path: Path, overwrite: bool) -> Iterator[list[Row]]:
+    """Rows to add to, which become a table whatever ends the work, unless there are none; its name is answered."""
     from napari_cellbrush.export.tables import save_rows
 
-    answer(str(save_rows(path, rows, overwrite=overwrite)))
+    rows: list[Row] = []
+    try:
+        yield rows
+    finally:
+        if rows:
+            answer(str(save_rows(path, rows, overwrite=overwrite)))
 
 
 def found_in_words(mask: NDArray[Any], output: OutputKind, config: InferenceConfig, started: InferenceStarted | None

@@ -236,8 +236,9 @@ class InferenceConfig(Settings):
                                  "fits the free memory.", unit="px", zero="automatic", ge=0, le=8192)
     precision: Precision = _setting("auto", "Precision", "auto: half precision where the device is faster with it.")
     diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the objects to find, in image pixels, "
-                                  "by which images are rescaled for the model; 0 uses what the model was tuned on, "
-                                  "or measures it.", unit="px", zero="automatic", advanced=False, ge=0, le=2000)
+                                  "by which images are rescaled for the model; 0 measures it; a tuned model uses "
+                                  "that of its own images where others look alike.", unit="px", zero="automatic",
+                                 advanced=False, ge=0, le=2000)
     objects: ObjectsConfig = Field(ObjectsConfig(), title="Objects")
 
 

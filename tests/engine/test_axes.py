@@ -39,7 +39,12 @@ def test_images_with_too_few_or_many_axes_are_refused(shape: tuple[int, ...]) ->
 @pytest.mark.parametrize(("text", "size"), [
     ("0.65", PixelSize(0.65, 0.65, None, "µm")),
     ("0,65 µm", PixelSize(0.65, 0.65, None, "µm")),
+    ("0.65um", PixelSize(0.65, 0.65, None, "µm")),
+    ("0.65 \N{GREEK SMALL LETTER MU}m", PixelSize(0.65, 0.65, None, "µm")),
+    ("0.65 microns", PixelSize(0.65, 0.65, None, "µm")),
     ("0.3x0.2", PixelSize(0.3, 0.2, None, "µm")),
+    ("0.3µm x 0.2µm", PixelSize(0.3, 0.2, None, "µm")),
+    ("0.3, 0.2", PixelSize(0.3, 0.2, None, "µm")),
     ("1.5 × 0.3 × 0.2", PixelSize(0.3, 0.2, 1.5, "µm")),
 ])
 def test_a_pixel_size_is_read_as_people_write_it(text: str, size: PixelSize) -> None:
@@ -50,3 +55,12 @@ def test_a_pixel_size_is_read_as_people_write_it(text: str, size: PixelSize) -> 
 def test_a_pixel_size_that_is_none_is_refused_with_what_is_needed(text: str) -> None:
     with pytest.raises(ConfigError, match="row × column"):
         PixelSize.read(text)
+
+
+def test_a_said_size_keeps_the_distance_of_planes_that_was_read_and_has_none_without_planes() -> None:
+    said, deep = PixelSize.read("0.5"), PixelSize.read("2 x 0.5 x 0.5")
+    read = PixelSize(0.1, 0.1, 3.0, "µm")
+    assert said.over(read, "ZYX") == PixelSize(0.5, 0.5, 3.0, "µm")
+    assert said.over(PixelSize(1.0, 1.0, 3.0), "ZYX").z is None
+    assert deep.over(read, "ZYX") == deep
+    assert deep.over(read, "TYX") == said

@@ -16,7 +16,7 @@ from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.diameter import (
     Measurement,
     Painted,
-    diameter_by_tuned,
+    diameter_as_seen,
     diameter_on_strokes,
     measured_diameter,
     object_diameter,
@@ -205,7 +205,7 @@ def test_what_is_stated_or_known_from_tuning_comes_before_a_measurement(monkeypa
     assert object_diameter(tuned, image, 12.0, CPU) == 12
 
 
-@pytest.mark.parametrize(("seen_px", "expected"), [(60.0, 100), (15.0, 25), (36.0, 50), (26.0, 50), (None, 50)])
+@pytest.mark.parametrize(("seen_px", "expected"), [(60.0, 100), (15.0, 25), (41.0, 50), (22.0, 50), (None, 50)])
 def test_a_tuned_model_measures_other_images_in_relation_to_its_own(
     monkeypatch: pytest.MonkeyPatch, seen_px: float | None, expected: float
 ) -> None:
@@ -217,12 +217,15 @@ def test_a_tuned_model_measures_other_images_in_relation_to_its_own(
     assert object_diameter(tuned, [own], 0, CPU) == 50
     assert object_diameter(tuned, [own, other], 0, CPU) == expected
     assert object_diameter(tuned, [other], 12, CPU) == 12
+    stop = StopToken()
+    stop.stop()
+    assert object_diameter(tuned, [other], 0, CPU, stop) is None
 
 
 @pytest.mark.usefixtures("knows_discs_of_24_px")
 def test_a_tuned_model_sees_twice_as_large_objects_at_half_the_scale() -> None:
     own, other = (Planes(discs(size), "YX") for size in (20, 40))
-    measured = diameter_by_tuned(MODEL, [own], CPU)
+    measured = diameter_as_seen(MODEL, [own], CPU)
     assert measured == pytest.approx(20, rel=0.2)
     tuned = make_model(diameter_px=24.0, image_diameter_px=30.0, measured_as_px=measured)
     assert object_diameter(tuned, [other], 0, CPU) == pytest.approx(60, rel=0.2)
@@ -230,8 +233,9 @@ def test_a_tuned_model_sees_twice_as_large_objects_at_half_the_scale() -> None:
 
 def test_an_image_has_the_same_fingerprint_under_any_name_and_another_one_another() -> None:
     image = discs(20)
-    assert Planes(image, "YX", "one").fingerprint() == Planes(image.astype(np.float64), "YX", "two").fingerprint()
-    others = (image * 2, image[::-1], np.stack([image, image]))
+    same = (Planes(image.astype(np.float64), "YX", "two"), Planes(image[None], "TYX"), Planes(image[None], "CYX"))
+    assert {part.fingerprint() for part in same} == {Planes(image, "YX", "one").fingerprint()}
+    others = (image * 2, image[:-1], np.stack([image, image]))
     assert len({Planes(part, "YX" if part.ndim == 2 else "ZYX").fingerprint() for part in (image, *others)}) == 4
 
 

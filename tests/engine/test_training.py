@@ -19,11 +19,12 @@ from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.teacher import Teacher
 from napari_cellbrush.engine.training import TrainingResult, scratch_model, train
-from napari_cellbrush.errors import AnnotationError, ModelError, OutOfMemory, TrainingDiverged
+from napari_cellbrush.errors import AnnotationError, ImageError, ModelError, OutOfMemory, TrainingDiverged
 from napari_cellbrush.events import (
     BaseScoring,
     StopToken,
     TrainingEvent,
+    TrainingNote,
     TrainingStarted,
     TrainingStep,
     ValidationScored,
@@ -592,18 +593,25 @@ def test_a_base_that_knows_one_size_learns_at_that_size_and_remembers(scratch: M
     assert next(event for event in again if isinstance(event, TrainingStarted)).diameter_px == diameter
 
 
-@pytest.mark.parametrize(("stated", "measured_as"), [(0, 33.0), (60, None)])
-def test_a_model_knows_how_large_it_finds_its_own_images_unless_it_was_told(
-    scratch: Model, monkeypatch: pytest.MonkeyPatch, stated: float, measured_as: float | None
-) -> None:
-    monkeypatch.setattr(training, "object_diameter", lambda *given: given[2] or 40.0)
-    monkeypatch.setattr(training, "diameter_by_tuned", lambda *_: 33.0)
-    earlier = {"diameter_px": 20.0, "measured_as_px": 7.0, "tuned_on": ("elsewhere",)}
+def test_a_model_knows_how_large_it_finds_its_own_images(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not how large an earlier one found others; and a model is not lost because it cannot be told."""
+    answers: list[float | Exception] = [33.0, OSError("gone"), ImageError("gone"), RuntimeError("gone")]
+
+    def seen(*_: object) -> float:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(training, "diameter_as_seen", seen)
+    earlier = scratch.card.replace(diameter_px=20.0, measured_as_px=7.0, tuned_on=("elsewhere",))
     image, inside = blobs()
-    card = run(Model(scratch.network, scratch.card.replace(**earlier)), image, strokes(inside),
-               TINY.replace(diameter_px=stated))[1].model.card
-    assert (card.image_diameter_px, card.measured_as_px) == (stated or 40, measured_as)
-    assert card.tuned_on == (() if stated else (Planes(image, "YX").fingerprint(),))
+    for measured_as in (33.0, None, None, None):
+        events, result = run(Model(scratch.network, earlier), image, strokes(inside), TINY.replace(diameter_px=40))
+        card = result.model.card
+        assert (card.image_diameter_px, card.measured_as_px) == (40, measured_as)
+        assert card.tuned_on == ((Planes(image, "YX").fingerprint(),) if measured_as else ())
+        assert [isinstance(event, TrainingNote) and "gone" in event.text for event in events[-1:]] == [not measured_as]
 
 
 def test_without_time_for_all_steps_the_rate_falls_all_the_same(scratch: Model,

@@ -125,19 +125,28 @@ def test_a_pixel_size_can_be_said_and_holds_for_all_layers_of_the_image(viewer, 
         viewer.add_labels(np.ones((8, 9), np.uint8), name=output, metadata={"cellbrush": {**note, "output": output}})
     assert dock.size_line.text() == ""
     type_into(dock.size_line, "0.5")
-    assert dock.size_words.text() == "µm (row × column)"
+    dock.session.images_changed.emit()
+    assert dock.size_line.text() == "0.5"
     export(dock, person, tmp_path / "objects.tif")
     assert open_image(tmp_path / "objects.tif").pixel_size == PixelSize(0.5, 0.5, None, "µm")
     dock.layer.chosen.emit(str(viewer.layers["classes"].unique_id))
     assert dock.size_line.text() == "0.5 × 0.5"
+    assert dock.size_words.text() == "µm (row × column)"
     type_into(dock.size_line, "wide")
-    assert "is not understood" in dock.size_words.text()
     assert "is not understood" in export(dock, person, tmp_path / "classes.tif").text
+    assert "is not understood" in dock.size_words.text()
     assert not (tmp_path / "classes.tif").exists()
     type_into(dock.size_line, "")
-    assert open_image(tmp_path / "objects.tif").pixel_size.is_known
     export(dock, person, tmp_path / "classes.tif")
     assert not open_image(tmp_path / "classes.tif").pixel_size.is_known
+
+
+def test_an_emptied_pixel_size_is_again_the_one_that_was_read(viewer, dock):
+    viewer.add_labels(np.ones((8, 9), np.uint8), name="cells", scale=(0.2, 0.1), units=("um", "um"))
+    for text, shown in (("0.5", "0.5 × 0.5"), ("", "0.2 × 0.1")):
+        type_into(dock.size_line, text)
+        QTest.keyClick(dock.size_line, Qt.Key.Key_Return)
+        assert dock.size_line.text() == shown
 
 
 def test_a_path_that_somebody_wrote_stays_when_results_change(viewer, dock):

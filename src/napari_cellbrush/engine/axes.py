@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from napari_cellbrush.errors import ConfigError, ImageError
@@ -25,6 +25,14 @@ class PixelSize:
     z: float | None = None
     unit: str = "pixel"
 
+    def over(self, read: Self, axes: str) -> Self:
+        """This size, said by a person, over the one that was ``read`` for an image with these axes.
+
+        The distance of planes stays as read where it was not said, and goes where there are no planes.
+        """
+        z = self.z or (read.z if read.unit == self.unit else None)
+        return replace(self, z=z if "Z" in axes else None)
+
     @property
     def is_known(self) -> bool:
         """Whether somebody said how large a pixel is."""
@@ -39,7 +47,9 @@ class PixelSize:
         ConfigError
             If it is anything else.
         """
-        words = [word.replace(",", ".") for word in re.split(r"[×x*\s]+", text.lower()) if word not in ("", "µm", "um")]
+        without_unit = re.sub(r"(?<=[\d\s])([µμu]m|microns?)(?![a-z])", " ", text.lower())
+        # A comma between digits is a decimal point, where that is written so.
+        words = [word.replace(",", ".") for word in re.split(r"[×x*;\s]+|,\s+", without_unit) if word]
         try:
             numbers = [float(word) for word in words]
         except ValueError:

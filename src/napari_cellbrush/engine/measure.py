@@ -19,8 +19,10 @@ from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.shapes import boxes, centroids, convex_areas, ellipses, perimeters, runs_of
 from napari_cellbrush.errors import ImageError
 
+#: What columns begin with that say which object it is, and where.
+WHERE = ("id", "frame", "plane", "centroid_", "bbox_")
 #: What has no median that says anything.
-_NOT_SUMMARISED = ("id", "frame", "plane", "centroid_", "bbox_", "touches_border", "orientation", "class")
+_NOT_SUMMARISED = (*WHERE, "touches_border", "orientation", "class")
 
 Columns = dict[str, NDArray[Any]]
 

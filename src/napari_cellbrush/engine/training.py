@@ -24,7 +24,7 @@ from napari_cellbrush.config import ClassDefinition, TrainingConfig
 from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, collect_annotation, hold_out, rescaled
 from napari_cellbrush.engine.device import Device, choose_device, is_out_of_memory
-from napari_cellbrush.engine.diameter import Painted, diameter_by_tuned, object_diameter
+from napari_cellbrush.engine.diameter import Painted, diameter_as_seen, object_diameter
 from napari_cellbrush.engine.held_out import QUICK_TILES, HeldOut, HeldOutScore
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import (
@@ -53,7 +53,7 @@ from napari_cellbrush.engine.training_state import (
     read_state,
 )
 from napari_cellbrush.engine.unet import UNet
-from napari_cellbrush.errors import AnnotationError, OutOfMemory, TrainingStateError
+from napari_cellbrush.errors import AnnotationError, CellbrushError, OutOfMemory, TrainingStateError
 from napari_cellbrush.events import (
     BaseScoring,
     StopToken,
@@ -128,7 +128,8 @@ def train(
         The classes the labels mean; those of the base if not given.
     device, stop
         Where to compute (chosen if not given); who may end the run early, keeping the best so far. A stopped run
-        measures nothing any more: without an earlier score it has none.
+        measures nothing any more: without an earlier score it has none, and its model takes the objects of all images
+        to be as large as those it learnt from.
     name
         Name for the new model's card.
     state_file
@@ -239,8 +240,12 @@ def _train(
     model = tuned_model(best.network or learner.averaged, start, base, annotation, config, name=name,
                         diameter_px=course.diameter_px, n_steps=course.step, base_score=course.base_score, score=score)
     learner.release()
-    if course.diameter_px and not config.diameter_px:
-        model = _measured_by_itself(model, images, device, stop)
+    if course.diameter_px and not stop.stopped:
+        try:
+            model = _measured_by_itself(model, images, device, stop)
+        except (CellbrushError, MemoryError, OSError, RuntimeError) as error:
+            # What was learnt must not be lost to this.
+            yield TrainingNote(f"Other images will be taken to hold objects of the same size ({error})")
     improved = score is None or course.base_score is None or score >= course.base_score
     no_score = split.reason if split.reason or score is not None else "The training was stopped before its first score."
     return TrainingResult(model, improved, course.base_score, score, no_score, ended, course.step,
@@ -300,7 +305,7 @@ def tuned_model(
 
 def _measured_by_itself(model: Model, images: Sequence[Planes], device: Device, stop: StopToken) -> Model:
     """The model with what it finds as large as it was told on its card, so that it can tell where things are larger."""
-    card = model.card.replace(measured_as_px=diameter_by_tuned(model, images, device, stop),
+    card = model.card.replace(measured_as_px=diameter_as_seen(model, images, device, stop),
                               tuned_on=tuple(image.fingerprint() for image in images))
     return Model(model.network, card)
 

@@ -38,7 +38,7 @@ class ExportDock(Dock):
         self._mask: MaskEntry | None = None
         self._chosen = False
         self._edited_path = False
-        self._size_problem = ""
+        self._is_writing_size = False
         self.layer = ChoiceBox()
         self.format = ChoiceBox()
         self.format_words = wrapped_label()
@@ -79,6 +79,7 @@ class ExportDock(Dock):
         self.browse.clicked.connect(self._on_browse)
         self.axes.textEdited.connect(lambda _: self._refresh_size())
         self.size_line.textEdited.connect(self._on_size_edited)
+        self.size_line.editingFinished.connect(self._take_size)
         self.run.startRequested.connect(self._on_export)
         self.listen(session.images_changed, self._refresh)
         self.listen(session.image_chosen, self._refresh)
@@ -104,7 +105,7 @@ class ExportDock(Dock):
         self._show_format()
 
     def _show_mask(self) -> None:
-        self._edited_path = False
+        self._edited_path = self._is_writing_size = False
         self.axes.setText(self.bench.exporting.axes(self._mask) if self._mask else "")
 
     def _refresh_formats(self) -> None:
@@ -157,14 +158,12 @@ class ExportDock(Dock):
                 words = axes_in_words(self.axes.text().strip().upper())
             except CellbrushError as error:
                 words = str(error)
-        self.size_line.setText(size_in_numbers(size) if size else "")
         self._show_words(self.axes_words, words)
-        self._say_size(size)
+        if not self._is_writing_size:
+            self.size_line.setText(size_in_numbers(size) if size else "")
+            in_pixels = self._format() in _IN_PIXELS
+            self._show_words(self.size_words, meaning_of(size) if size and not in_pixels else "")
         self._refresh_run()
-
-    def _say_size(self, size: PixelSize | None) -> None:
-        self._size_problem = ""
-        self._show_words(self.size_words, size_in_words(size) if size and self._format() not in _IN_PIXELS else "")
 
     def _show_words(self, label: QLabel, words: str) -> None:
         label.setText(words)
@@ -192,16 +191,22 @@ class ExportDock(Dock):
     def _on_path_edited(self, _: str) -> None:
         self._edited_path = True
 
-    def _on_size_edited(self, text: str) -> None:
-        if self._mask is None:
-            return
-        exporting = self.bench.exporting
-        try:
-            exporting.say_pixel_size(self._mask, PixelSize.read(text) if text.strip() else None)
-            self._say_size(exporting.pixel_size(self._mask, self.axes.text()))
-        except CellbrushError as error:
-            self._size_problem = str(error)
-            self._show_words(self.size_words, self._size_problem)
+    def _on_size_edited(self, _: str) -> None:
+        # What is half written is nothing yet, and nobody may write over it.
+        self._is_writing_size = self._mask is not None
+
+    def _take_size(self) -> str:
+        """Take what was written as the pixel size; what is wrong with it, if anything."""
+        text = self.size_line.text().strip()
+        if self._mask is not None and self._is_writing_size:
+            try:
+                self.bench.exporting.say_pixel_size(self._mask, PixelSize.read(text) if text else None)
+            except CellbrushError as error:
+                self._show_words(self.size_words, str(error))
+                return str(error)
+            self._is_writing_size = False
+            self._refresh_size()
+        return ""
 
     def _on_browse(self) -> None:
         # The dialog would ask about overwriting, and the button again: one of them is enough.
@@ -213,7 +218,7 @@ class ExportDock(Dock):
 
     def _on_export(self) -> None:
         mask, text = self._mask, self.path.text().strip()
-        problem = self._size_problem if self._format() not in _IN_PIXELS else ""
+        problem = self._take_size() if self._format() not in _IN_PIXELS else ""
         if mask is None or not text or problem:
             self.session.export.say(problem or "Say where to save the file.", "warning")
             return
@@ -248,11 +253,11 @@ def _image_in_words(image: ImageEntry) -> str:
 
 def size_in_numbers(size: PixelSize) -> str:
     """For example "0.2 × 0.1"; empty where nobody knows."""
-    numbers = [f"{value:.4g}" for value in (size.z, size.y, size.x) if value is not None]
+    numbers = [f"{value:.6g}" for value in (size.z, size.y, size.x) if value is not None]
     return " × ".join(numbers) if size.is_known else ""
 
 
-def size_in_words(size: PixelSize) -> str:
-    """What the numbers mean, for example "µm (row × column)"; empty where nobody knows."""
+def meaning_of(size: PixelSize) -> str:
+    """What the numbers of a size mean, for example "µm (row × column)"; empty where nobody knows."""
     names = "depth × row × column" if size.z is not None else "row × column"
     return f"{'µm' if size.unit == 'µm' else 'in the unit of the layer'} ({names})" if size.is_known else ""

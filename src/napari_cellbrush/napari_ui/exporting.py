@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 #: What the suggested name of a file ends with.
 ENDINGS: dict[ExportFormat, str] = {"tiff": ".tif", "compact": ".ome.tif", "rois": "_rois.zip", "geojson": ".geojson",
                                     "table": ".csv", "overlay": "_overlay.png"}
-#: Columns that need not be shown where the pointer is.
-_WHERE = ("id", "frame", "plane", "centroid_", "bbox_")
 
 
 class Exporting(QObject):
@@ -68,12 +66,11 @@ class Exporting(QObject):
         ImageError
             If the axes do not fit the mask.
         """
-        layer = self._bench.book.layer(mask.key)
-        return self._size(layer, _layer_axes(layer, axes))
+        return self._size(mask, _layer_axes(self._bench.book.layer(mask.key), axes))
 
     def say_pixel_size(self, mask: MaskEntry, size: PixelSize | None) -> None:
         """Say how large the pixels of a layer are, and of all others of the same image; None: as read."""
-        self._said_sizes[self._image_key(self._bench.book.layer(mask.key))] = size
+        self._said_sizes[self._image_key(mask)] = size
 
     def image(self, mask: MaskEntry) -> ImageEntry | None:
         """The image that objects were found in; for labels from elsewhere the one that is worked on, if it fits."""
@@ -109,7 +106,7 @@ class Exporting(QObject):
               format: ExportFormat) -> runs.ExportTask:
         layer = self._bench.book.layer(mask.key)
         data, written = layers.without_channel(np.array(layers.full_resolution(layer)), layer_axes)
-        task = runs.ExportTask(path, format, data, written, self._size(layer, layer_axes), self._provenance(layer),
+        task = runs.ExportTask(path, format, data, written, self._size(mask, layer_axes), self._provenance(layer),
                                overwrite)
         return task if format in ("tiff", "compact") else self._with_surroundings(task, mask, layer_axes)
 
@@ -118,13 +115,16 @@ class Exporting(QObject):
         sources = (layer, self._bench.book.layer(layers.note_of(layer).get("image")))
         return [Path(str(source.source.path)) for source in sources if source is not None and source.source.path]
 
-    def _image_key(self, layer: Any) -> str:
-        return str(layers.note_of(layer).get("image", layer.unique_id))
+    def _image_key(self, mask: MaskEntry) -> str:
+        image = self.image(mask)
+        return image.key if image else mask.key
 
-    def _size(self, layer: Any, axes: str) -> PixelSize:
-        said = self._said_sizes.get(self._image_key(layer))
-        if said is not None:
-            return said if "Z" in axes else replace(said, z=None)
+    def _size(self, mask: MaskEntry, axes: str) -> PixelSize:
+        read, said = self._size_as_read(self._bench.book.layer(mask.key), axes), self._said_sizes.get(
+            self._image_key(mask))
+        return said.over(read, axes) if said else read
+
+    def _size_as_read(self, layer: Any, axes: str) -> PixelSize:
         size = layers.pixel_size(layer, axes)
         if size.is_known:
             return size
@@ -190,13 +190,13 @@ class Exporting(QObject):
 
     def _show_table(self, key: str, layer: Any, columns: dict[str, NDArray[Any]], unit: str) -> None:
         """Put measurements where napari shows them beside the pointer."""
-        from napari_cellbrush.engine.measure import column_title
+        from napari_cellbrush.engine.measure import WHERE, column_title
 
         ids = columns["id"]
         if len(np.unique(ids)) < len(ids):
             return  # an object with a row per frame has no single value to show
         layer.features = {"index": ids} | {column_title(name, unit): values for name, values in columns.items()
-                                           if not name.startswith(_WHERE)}
+                                           if not name.startswith(WHERE)}
         self._measured[key] = layers.note_of(layer).get("provenance")
         layer.events.paint.connect(self._on_painted)
 
