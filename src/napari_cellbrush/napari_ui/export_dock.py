@@ -161,8 +161,8 @@ class ExportDock(Dock):
         self._show_words(self.axes_words, words)
         if not self._is_writing_size:
             self.size_line.setText(size_in_numbers(size) if size else "")
-            in_pixels = self._format() in _IN_PIXELS
-            self._show_words(self.size_words, meaning_of(size) if size and not in_pixels else "")
+            self._show_words(self.size_words, meaning_of(size) if size else "")
+        self.size_words.setVisible(bool(self.size_words.text()) and self._format() not in _IN_PIXELS)
         self._refresh_run()
 
     def _show_words(self, label: QLabel, words: str) -> None:
