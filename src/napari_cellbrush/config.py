@@ -238,7 +238,7 @@ class InferenceConfig(Settings):
     diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the objects to find, in image pixels, "
                                   "by which images are rescaled for the model; 0 measures it; a tuned model uses "
                                   "that of its own images where others look alike.", unit="px", zero="automatic",
-                                 advanced=False, ge=0, le=2000)
+                                  advanced=False, ge=0, le=2000)
     objects: ObjectsConfig = Field(ObjectsConfig(), title="Objects")
 
 
