@@ -179,7 +179,8 @@ def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]
     if arm == "forest":
         forest = RandomForest(seed=seed).fit([_cyx(image) for image in task.painted], labels)
         return _forest_answer(forest, task.classes), None
-    config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps)
+    config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps,
+                            base_worth_strokes=arguments.base_worth)
     if arm == "untuned":
         model = base if knows_all(base, task.classes) else None
     elif arm == "scratch":
@@ -287,6 +288,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--variants", nargs="*", default=list(ABLATION), choices=list(ABLATION))
     parser.add_argument("--minutes", type=float, default=TrainingConfig().max_minutes)
+    parser.add_argument("--base-worth", type=float, default=TrainingConfig().base_worth_strokes, metavar="STROKES")
     parser.add_argument("--steps", type=int, default=TrainingConfig().max_steps)
     return parser.parse_args()
 

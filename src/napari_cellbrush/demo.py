@@ -259,6 +259,8 @@ class Demo:
         self._say("Opened a section of colon tissue.")
 
     def _paint(self) -> tuple[int, ...]:
+        import numpy as np
+
         key = self._session.images[0].key
         layer = self._bench.annotating.new_annotation(key)
         values = {definition.name: value for value, definition in enumerate(self._session.classes, start=1)}
@@ -266,7 +268,7 @@ class Demo:
         for stroke in strokes:
             paint(layer, stroke, values[stroke.class_name])
             self._process_events()
-        self._wait_until(lambda: all(self._session.painted), LOOK_S)
+        self._wait_until(lambda: sum(self._session.painted) == np.count_nonzero(layer.data), LOOK_S)
         self._say(f"Painted {len(strokes)} strokes.")
         return self._session.painted
 
