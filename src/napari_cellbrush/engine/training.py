@@ -240,12 +240,10 @@ def _train(
     model = tuned_model(best.network or learner.averaged, start, base, annotation, config, name=name,
                         diameter_px=course.diameter_px, n_steps=course.step, base_score=course.base_score, score=score)
     learner.release()
-    if course.diameter_px and not stop.stopped:
-        try:
-            model = _measured_by_itself(model, images, device, stop)
-        except (CellbrushError, MemoryError, OSError, RuntimeError) as error:
-            # What was learnt must not be lost to this.
-            yield TrainingNote(f"Other images will be taken to hold objects of the same size ({error})")
+    if course.diameter_px:
+        model, problem = _measured_by_itself(model, images, device, stop)
+        if problem:
+            yield TrainingNote(problem)
     improved = score is None or course.base_score is None or score >= course.base_score
     no_score = split.reason if split.reason or score is not None else "The training was stopped before its first score."
     return TrainingResult(model, improved, course.base_score, score, no_score, ended, course.step,
@@ -303,11 +301,15 @@ def tuned_model(
     return Model(_on_cpu(network, card), card)
 
 
-def _measured_by_itself(model: Model, images: Sequence[Planes], device: Device, stop: StopToken) -> Model:
-    """The model with what it finds as large as it was told on its card, so that it can tell where things are larger."""
-    card = model.card.replace(measured_as_px=diameter_as_seen(model, images, device, stop),
-                              tuned_on=tuple(image.fingerprint() for image in images))
-    return Model(model.network, card)
+def _measured_by_itself(model: Model, images: Sequence[Planes], device: Device, stop: StopToken) -> tuple[Model, str]:
+    """The model that knows how large it finds its own images, by which it measures others, and what went wrong."""
+    try:
+        measured = diameter_as_seen(model, images, device, stop)
+        card = model.card.replace(measured_as_px=measured, tuned_on=tuple(image.fingerprint() for image in images))
+    except (CellbrushError, MemoryError, OSError, RuntimeError) as error:
+        # What was learnt must not be lost to this.
+        return model, f"Other images will be taken to hold objects of the same size ({error})"
+    return Model(model.network, card), ""
 
 
 def n_channels(images: Sequence[Planes]) -> int:
