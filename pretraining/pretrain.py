@@ -23,7 +23,8 @@ import csv
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,7 @@ from napari_cellbrush.engine import augment
 from napari_cellbrush.engine.annotation import objects_to_classes
 from napari_cellbrush.engine.border_weights import border_weights
 from napari_cellbrush.engine.device import Device, autocast, choose_device
+from napari_cellbrush.engine.geometry import UNetGeometry
 from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.model import Model, ModelCard, build_network
 from napari_cellbrush.engine.model_file import read_model, save_model
@@ -91,6 +93,9 @@ DESCRIPTION = (
     "cells, budding yeast, axons and neuropil in electron microscopy. Trained on training images of the Data Science "
     "Bowl 2018 (BBBC038, CC0), BBBC039 (CC0), Usiigaci (MIT), AxonDeepSeg (MIT), BABY (MIT) and FlyEM FIB-25 "
     "(CC BY). Weights: BSD-3-Clause.")
+
+#: Patches B1HW, classes Bhw, their weights Bhw, shapes BShw.
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,10 +228,11 @@ def main() -> None:
             optimiser.load_state_dict(kept)
         first = state["step"]
     began, recent = time.perf_counter(), []
-    for step in range(first, arguments.steps):
+    for step, batch in enumerate(_batches(images, first, arguments, device), start=first):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = arguments.rate * _rate_factor(step, arguments.steps)
-        recent.append(_step(network, optimisers, _batch(images, step, arguments, network, device), device))
+        network.pad(_is_padded(step, arguments))
+        recent.append(_step(network, optimisers, batch, device))
         _average(mean, network, min(0.995, (step + 1) / (step + 10)))
         if (step + 1) % 25 == 0:
             _log(arguments.out / "curve.csv", step + 1, float(np.mean(recent)), time.perf_counter() - began)
@@ -275,15 +281,28 @@ def with_shape(network: UNet) -> UNet:
     return longer
 
 
-def _batch(images: Images, step: int, arguments: argparse.Namespace, network: UNet,
-           device: Device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Patches B1HW, classes Bhw, their weights Bhw, shapes BShw; sets the network's padding to what fits them."""
-    padded = step < (1 - UNPADDED) * arguments.steps
+def _is_padded(step: int, arguments: argparse.Namespace) -> bool:
+    return step < (1 - UNPADDED) * arguments.steps
+
+
+def _batches(images: Images, first: int, arguments: argparse.Namespace, device: Device) -> Iterator[Batch]:
+    """What each step from ``first`` on learns from, made while the network learns from the one before."""
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        coming = beside.submit(_batch, images, first, arguments, device)
+        for step in range(first, arguments.steps):
+            batch = coming.result()
+            if step + 1 < arguments.steps:
+                coming = beside.submit(_batch, images, step + 1, arguments, device)
+            yield batch
+
+
+def _batch(images: Images, step: int, arguments: argparse.Namespace, device: Device) -> Batch:
+    padded = _is_padded(step, arguments)
     size, n = (PADDED_SIZE, arguments.patches) if padded else (UNPADDED_SIZE, (arguments.patches + 1) // 2)
-    network.pad(padded)
+    geometry = UNetGeometry(NetworkConfig().depth, padded)
     random = torch.Generator().manual_seed(arguments.seed + 1_000_003 * step)
     source = augment.source_size(AUGMENTATION, size)
-    answered = network.geometry.output_size(size)
+    answered = geometry.output_size(size)
     pixels, truths, names = images.batch(step, n, source, answered)
     drawn = augment.draw(AUGMENTATION, len(pixels), size, random)
     pixels, truths = augment.apply(drawn, pixels.to(device.torch_device), truths.to(device.torch_device), size,
@@ -343,8 +362,7 @@ def _shape_error(said: Tensor, truth: Tensor) -> Tensor:
     return (wrong.sum((0, 2, 3)) / known.sum((0, 2, 3)).clamp_min(1)).mean()
 
 
-def _step(network: UNet, optimisers: Sequence[torch.optim.Optimizer], batch: tuple[Tensor, Tensor, Tensor, Tensor],
-          device: Device) -> float:
+def _step(network: UNet, optimisers: Sequence[torch.optim.Optimizer], batch: Batch, device: Device) -> float:
     pixels, targets, weights, shapes = batch
     network.train()
     network.zero_grad(set_to_none=True)
@@ -355,8 +373,10 @@ def _step(network: UNet, optimisers: Sequence[torch.optim.Optimizer], batch: tup
     loss = loss + SHAPE_WEIGHT * _shape_error(said, shapes)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    for optimiser in optimisers:
-        optimiser.step()
+    # What makes Muon's matrices orthogonal is products, too, and need not be exact.
+    with autocast(device):
+        for optimiser in optimisers:
+            optimiser.step()
     return float(loss.detach())
 
 

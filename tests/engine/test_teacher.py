@@ -12,6 +12,7 @@ from torch import Tensor
 from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, NetworkConfig, TrainingConfig
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.learner import Learner
+from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.model import Model, ModelCard, new_model
 from napari_cellbrush.engine.teacher import Teacher, teacher_for
 
@@ -115,12 +116,58 @@ def test_the_loss_of_a_step_is_that_of_the_strokes_alone(base: Model, images: Te
     labels[:, 0], labels[:, 1] = 1, 2
 
     def step(listened: Teacher | None) -> tuple[float, Tensor]:
-        learner = Learner(other, TrainingConfig(), CPU, listened)
+        learner = Learner(other, TrainingConfig(class_balance=False), CPU, listened)
         return learner.step(images, labels), learner.network.head.weight
 
     alone, taught = step(None), step(teacher(base))
     assert alone[0] == taught[0]
     assert not torch.equal(alone[1], taught[1])
+
+
+def test_balanced_strokes_do_not_make_rare_classes_frequent(base: Model, images: Tensor) -> None:
+    """Of pixels that say nothing, what minimises the balanced loss is what the base says of frequencies."""
+    asked = teacher(base)
+    frequencies = torch.tensor([0.8, 0.15, 0.05])
+    answer = frequencies.log()[None, :, None, None].expand(2, 3, 64, 64)
+    labels = torch.zeros((2, 64, 64), dtype=torch.long)
+    labels[0, 0], labels[0, 1, :32], labels[1, 2, :16] = 1, 2, 3
+
+    def learnt(score: float) -> Tensor:
+        asked.trust(score, 1.0)
+        logits = torch.zeros((1, 3, 1, 1), requires_grad=True)
+        optimiser = torch.optim.LBFGS([logits], lr=0.5, max_iter=100)
+
+        def loss() -> Tensor:
+            optimiser.zero_grad()
+            said = asked.as_if_equally_frequent(answer, logits.expand(2, 3, 64, 64))
+            found = segmentation_loss(said, labels, "cross_entropy", True)
+            found.backward()  # type: ignore[no-untyped-call]
+            return found
+
+        optimiser.step(loss)
+        return logits.detach().softmax(dim=1).flatten()
+
+    torch.testing.assert_close(learnt(1.0), frequencies, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(learnt(0.0), torch.full((3,), 1 / 3), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(learnt(0.5), (frequencies + 1 / 3) / 2, atol=1e-3, rtol=1e-3)
+
+
+def test_a_learner_of_balanced_classes_keeps_the_frequencies(base: Model, images: Tensor) -> None:
+    """Strokes of a base's own answers, equally many of each class, change frequencies less beside the base."""
+    labels = torch.zeros((2, *images.shape[-2:]), dtype=torch.long)
+    labels[:, 0], labels[:, 8], labels[:, 16] = 1, 2, 3
+    biased = new_model(base.card, 0)
+    with torch.no_grad():
+        biased.network.head.bias += torch.tensor([3.0, 0.0, 0.0])
+    asked = teacher(biased)
+
+    def background_after(class_balance: bool) -> float:
+        learner = Learner(biased, TrainingConfig(class_balance=class_balance, learning_rate=3e-3), CPU, asked)
+        for _ in range(5):
+            learner.step(images, labels)
+        return float(logits_of_learner(Model(learner.network, biased.card), images).softmax(dim=1)[:, 0].mean())
+
+    assert background_after(class_balance=True) > background_after(class_balance=False)
 
 
 def test_there_is_no_teacher_for_new_classes_for_random_weights_and_where_it_is_switched_off(base: Model) -> None:

@@ -164,15 +164,25 @@ class Learner:
                 answer = self._teacher.answer(part) if self._teacher and self._teacher.is_heard else None
                 with autocast(self.device):
                     logits = class_logits(self.network(part)).float()
-                loss = segmentation_loss(logits, truth, config.loss, config.class_balance, weight)
+                of_strokes, loss = self._losses(logits, answer, truth, weight)
                 share = len(part) / len(images)
-                total += float(loss.detach()) * share
-                if self._teacher and answer is not None:
-                    loss = loss + self._teacher.loss(answer, logits, truth)
+                total += float(of_strokes.detach()) * share
                 if not bool(loss.isfinite()):
                     return float(loss.detach())
                 self._scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         return total
+
+    def _losses(self, logits: Tensor, answer: Tensor | None, truth: Tensor,
+                weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of the strokes, and the same with what the teacher adds, if one answered."""
+        def of_strokes(said: Tensor) -> Tensor:
+            return segmentation_loss(said, truth, self.config.loss, self.config.class_balance, weight)
+
+        teacher = self._teacher
+        if teacher is None or answer is None:
+            return (alone := of_strokes(logits)), alone
+        fitting = teacher.as_if_equally_frequent(answer, logits) if self.config.class_balance else logits
+        return (alone := of_strokes(fitting)), alone + teacher.loss(answer, logits, truth)
 
     def _set_mode(self) -> None:
         self.network.train()

@@ -1,9 +1,15 @@
-"""The base as a teacher where nothing is painted, so that a few strokes do not undo what it knew.
+"""The base as a teacher of what strokes do not tell, so that a few of them do not undo what it knew.
 
 Strokes lie in the middle of things, equally many of each class: a network that sees nothing else soon finds too many
-boundaries, and held-out strokes, which lie alike, cannot tell. The base can (Li & Hoiem 2016, "Learning without
-forgetting", ECCV). It is worth so many strokes, times the square of its score on those that were painted: it is hardly
-heard where it is wrong, and the less, the more is painted.
+boundaries, and held-out strokes, which lie alike, cannot tell. The base can: it says what unpainted pixels are (Li &
+Hoiem 2016, "Learning without forgetting", ECCV), and how frequent the classes are, for whoever learns them as if they
+were equally frequent finds too much of the rare ones (Menon et al. 2021, "Long-tail learning via logit adjustment",
+ICLR).
+
+What it says of pixels is worth so many strokes, times the square of its score on those that were painted: it is hardly
+heard where it is wrong, and the less, the more is painted. What it says of frequencies counts however much is painted.
+(On training images of tissue and phase contrast, twenty strokes a class on one image, mean of two seeds: objects in
+others had an average precision of AP_BEFORE without frequencies, AP_AFTER with them.)
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ class Teacher:
     def __init__(self, base: Model, meant: Tensor, worth: float, device: Device) -> None:
         self._meant = meant.to(device.torch_device)
         self._worth = worth
-        self._weight = 0.0
+        self._weight = self._score = 0.0
         self._device = device
         self._network = base.network.folded().requires_grad_(False).to(device.torch_device)
         # It is asked about the patches that the learner sees.
@@ -57,6 +63,7 @@ class Teacher:
         The loss of strokes is a mean, however many there are; therefore what speaks against them is divided by their
         number, as a prior is that weighs the same whatever was observed.
         """
+        self._score = score
         self._weight = self._worth * score**2 / max(1.0, strokes_per_class)
 
     @torch.no_grad()
@@ -66,6 +73,26 @@ class Teacher:
             logits = class_logits(self._network(images)).float()
         found = torch.einsum("bjhw,jk->bkhw", logits.softmax(dim=1), self._meant)
         return found.clamp_min(_LEAST_PROBABILITY).log()
+
+    def as_if_equally_frequent(self, answer: Tensor, logits: Tensor) -> Tensor:
+        """Logits for a loss in which all classes weigh the same, so that without it they fit the images.
+
+        Parameters
+        ----------
+        answer
+            Of the base, BKhw, see :meth:`answer`. Its mean says how frequent classes are here, as far as the base is
+            right (its score, see :meth:`trust`); beyond that they are taken to be equally frequent.
+        logits
+            BKhw float32 of the network that learns.
+
+        Returns
+        -------
+        Tensor
+            BKhw; the logits, less the logarithm of each class's frequency (Menon et al. 2021, equation 10).
+        """
+        found = answer.exp().mean(dim=(0, 2, 3))
+        frequency = self._score * found + (1 - self._score) / len(found)
+        return logits - frequency.log()[:, None, None]
 
     def loss(self, answer: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """How far logits are from what the base says of unlabelled pixels.
