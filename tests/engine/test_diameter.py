@@ -88,6 +88,15 @@ def test_objects_in_one_corner_of_a_large_image_are_found() -> None:
     assert found.diameter_px == pytest.approx(20, rel=0.25)
 
 
+@pytest.mark.usefixtures("knows_discs_of_24_px")
+def test_what_most_objects_are_counts_rather_than_what_a_few_large_ones_cover() -> None:
+    image = np.zeros((260, 260), np.float32)
+    image[:, :150], image[:, 150:] = discs(14, 260)[:, :150], discs(26, 260)[:, :110]
+    found = measured_diameter(MODEL, Planes(image, "YX"), CPU)
+    assert found is not None
+    assert found.diameter_px == pytest.approx(14, rel=0.15)
+
+
 def test_a_network_that_is_sure_of_nothing_gives_no_diameter(monkeypatch: pytest.MonkeyPatch) -> None:
     margin = MODEL.network.geometry.margin
     monkeypatch.setattr(TilePredictor, "predict", lambda self, window: np.full(

@@ -172,7 +172,7 @@ def measured_diameter(model: Model, planes: Planes, device: Device,
     planes
         The image.
     device
-        Where to compute; about six tiles, fewer for images like the ones the network knows best.
+        Where to compute; about seven tiles, fewer for images like the ones the network knows best.
     stop
         Looked at before every tile; what was not seen to the end is not known.
     """
@@ -182,17 +182,26 @@ def measured_diameter(model: Model, planes: Planes, device: Device,
     predictor = TilePredictor(model.for_channels(planes.n_channels), planes.normalisation(), device, InferenceConfig())
     index = tuple(n // 2 for n in planes.stack_shape)
     centre = _richest_place(planes, index)
+
+    def look(scale: float) -> _Seen:
+        return _seen(_looked_at(predictor, model, Resampled(planes, scale), index, centre), model, wanted)
+
     best, found = _LEAST_EVIDENCE, None
     for scale in _SCALES:
         if stop and stop.stopped:
             return None
-        probabilities = _looked_at(predictor, model, Resampled(planes, scale), index, centre)
-        seen, evidence = _typical_object(probabilities, model, wanted)
-        if evidence > best:
-            best, found = evidence, Measurement(seen / scale, evidence)
+        seen = look(scale)
+        if seen.evidence > best:
+            best, found = seen.evidence, Measurement(seen.by_area_px / scale, seen.evidence)
         if best > _ENOUGH_EVIDENCE:
             break
-    return found
+    if found is None or (stop and stop.stopped):
+        return None
+    # Once more, as large as the network likes it: there it tells objects apart best. (Bright field, 12 training images:
+    # average precision 0.595 instead of 0.549; four other sets between 0.002 less and 0.008 more.)
+    scale = wanted / found.diameter_px
+    by_number = look(scale).by_number_px / scale
+    return Measurement(by_number or found.diameter_px, best)
 
 
 def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted, device: Device,
@@ -287,11 +296,18 @@ def _looked_at(predictor: TilePredictor, model: Model, source: Resampled, index:
     return predictor.predict(window)[:, :height, :width]
 
 
-def _typical_object(probabilities: NDArray[np.float32], model: Model, wanted_px: float) -> tuple[float, float]:
-    """Median diameter, weighted by surely covered area, and the share of pixels in objects of the right size.
+class _Seen(NamedTuple):
+    """What is seen of an image at one scale; 0 where no object is."""
 
-    Objects that the window cuts look smaller than they are, so they do not count.
-    """
+    #: Median diameter, in network pixels: of all area that is surely covered, and of the objects, each as it is sure.
+    by_area_px: float
+    by_number_px: float
+    #: Share of the pixels that lie, surely, in objects of the right size.
+    evidence: float
+
+
+def _seen(probabilities: NDArray[np.float32], model: Model, wanted_px: float) -> _Seen:
+    """How large objects are. Those that the window cuts look smaller than they are, so they do not count."""
     found = objects_from_classes(most_probable(probabilities), model.card.classes)
     ids = clear_border(found)
     n_pixels = max(1.0, np.count_nonzero(ids), _LEAST_SHARE * np.count_nonzero(found))
@@ -300,10 +316,15 @@ def _typical_object(probabilities: NDArray[np.float32], model: Model, wanted_px:
     sure = np.bincount(ids.ravel(), (first - second).ravel(), minlength=1)[1:]
     large = diameters >= _LEAST_DIAMETER_PX
     if not large.any():
-        return 0.0, 0.0
+        return _Seen(0.0, 0.0, 0.0)
     diameters, sure = diameters[large], sure[large]
-    order = np.argsort(diameters)
-    typical = diameters[order][np.searchsorted(np.cumsum(sure[order]), sure.sum() / 2)]
     octaves = np.log2(diameters / wanted_px)
     fitting = sure * np.exp(-(octaves**2) / (2 * _TOLERANCE_OCTAVES**2))
-    return float(typical), float(fitting.sum() / n_pixels)
+    return _Seen(_weighted_median(diameters, sure), _weighted_median(diameters, sure / diameters**2),
+                 float(fitting.sum() / n_pixels))
+
+
+def _weighted_median(values: NDArray[np.number[Any]], weights: NDArray[np.number[Any]]) -> float:
+    order = np.argsort(values)
+    summed = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(summed, summed[-1] / 2)])
