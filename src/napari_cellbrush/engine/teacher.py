@@ -8,8 +8,9 @@ ICLR).
 
 What it says of pixels is worth so many strokes, times the square of its score on those that were painted: it is hardly
 heard where it is wrong, and the less, the more is painted. What it says of frequencies counts however much is painted.
-(On training images of tissue and phase contrast, twenty strokes a class on one image, mean of two seeds: objects in
-others had an average precision of AP_BEFORE without frequencies, AP_AFTER with them.)
+(Training images of tissue and phase contrast, twenty strokes a class on one, mean of two seeds: in others, objects had
+an average precision of 0.567 at an intersection over union of 0.5 and 0.169 at 0.75, classes one of 0.583; without
+frequencies 0.553, 0.124 and 0.574.)
 """
 
 from __future__ import annotations
