@@ -228,7 +228,7 @@ def main() -> None:
             optimiser.load_state_dict(kept)
         first = state["step"]
     began, recent = time.perf_counter(), []
-    for step, batch in enumerate(_batches(images, first, arguments, device), start=first):
+    for step, batch in enumerate(_batches(images, first, arguments, network.depth, device), start=first):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = arguments.rate * _rate_factor(step, arguments.steps)
         network.pad(_is_padded(step, arguments))
@@ -285,21 +285,22 @@ def _is_padded(step: int, arguments: argparse.Namespace) -> bool:
     return step < (1 - UNPADDED) * arguments.steps
 
 
-def _batches(images: Images, first: int, arguments: argparse.Namespace, device: Device) -> Iterator[Batch]:
+def _batches(images: Images, first: int, arguments: argparse.Namespace, depth: int,
+             device: Device) -> Iterator[Batch]:
     """What each step from ``first`` on learns from, made while the network learns from the one before."""
     with ThreadPoolExecutor(max_workers=1) as beside:
-        coming = beside.submit(_batch, images, first, arguments, device)
+        coming = None
         for step in range(first, arguments.steps):
-            batch = coming.result()
+            batch = coming.result() if coming else _batch(images, step, arguments, depth, device)
             if step + 1 < arguments.steps:
-                coming = beside.submit(_batch, images, step + 1, arguments, device)
+                coming = beside.submit(_batch, images, step + 1, arguments, depth, device)
             yield batch
 
 
-def _batch(images: Images, step: int, arguments: argparse.Namespace, device: Device) -> Batch:
+def _batch(images: Images, step: int, arguments: argparse.Namespace, depth: int, device: Device) -> Batch:
     padded = _is_padded(step, arguments)
     size, n = (PADDED_SIZE, arguments.patches) if padded else (UNPADDED_SIZE, (arguments.patches + 1) // 2)
-    geometry = UNetGeometry(NetworkConfig().depth, padded)
+    geometry = UNetGeometry(depth, padded)
     random = torch.Generator().manual_seed(arguments.seed + 1_000_003 * step)
     source = augment.source_size(AUGMENTATION, size)
     answered = geometry.output_size(size)

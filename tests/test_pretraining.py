@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from napari_cellbrush.engine.device import choose_device
 from napari_cellbrush.engine.model_file import read_model
 
 RECIPE = Path(__file__).parents[1] / "pretraining"
@@ -125,6 +128,16 @@ def test_patches_stay_inside_the_image_where_it_is_large_enough(recipe: ModuleTy
         assert set(range(length)) <= set(reach)
 
 
+def test_patches_made_beside_are_those_of_their_steps(recipe: ModuleType, packed: Path) -> None:
+    arguments = argparse.Namespace(steps=4, patches=2, seed=3)
+    device = choose_device("cpu")
+    made = list(recipe._batches(recipe.Images(packed, 3), 1, arguments, 4, device))
+    alone = [recipe._batch(recipe.Images(packed, 3), step, arguments, 4, device) for step in (1, 2, 3)]
+    assert len(made) == len(alone)
+    for one, other in zip(itertools.chain(*made), itertools.chain(*alone), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 def test_half_of_the_patches_lie_where_objects_touch(recipe: ModuleType, packed: Path) -> None:
     """Also of an image that is hardly larger than they are."""
     images = recipe.Images(packed, seed=0)
@@ -202,11 +215,13 @@ def test_patches_without_objects_have_no_shape_to_learn(recipe: ModuleType) -> N
     assert not said.grad.any()
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (6, 6)])
-def test_directions_of_muon_are_all_but_orthogonal(muon: ModuleType, shape: tuple[int, int]) -> None:
+def test_directions_of_muon_are_all_but_orthogonal(muon: ModuleType, shape: tuple[int, int], half: bool) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = muon.orthogonalised(matrix)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        found = muon.orthogonalised(matrix)
     lengths = torch.linalg.svdvals(found)
     assert 0.6 < float(lengths.min()) <= float(lengths.max()) < 1.3
     # The same directions, whatever their lengths were.

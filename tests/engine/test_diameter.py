@@ -25,6 +25,7 @@ from napari_cellbrush.engine.inference import segment_array, segment_planes
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.predictor import TilePredictor
+from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.errors import ImageError
 from napari_cellbrush.events import InferenceStarted, StopToken
 from napari_cellbrush.export.provenance import mask_provenance
@@ -88,13 +89,35 @@ def test_objects_in_one_corner_of_a_large_image_are_found() -> None:
     assert found.diameter_px == pytest.approx(20, rel=0.25)
 
 
-@pytest.mark.usefixtures("knows_discs_of_24_px")
-def test_what_most_objects_are_counts_rather_than_what_a_few_large_ones_cover() -> None:
-    image = np.zeros((260, 260), np.float32)
-    image[:, :150], image[:, 150:] = discs(14, 260)[:, :150], discs(26, 260)[:, :110]
-    found = measured_diameter(MODEL, Planes(image, "YX"), CPU)
-    assert found is not None
-    assert found.diameter_px == pytest.approx(14, rel=0.15)
+@pytest.mark.parametrize(("evidence", "expected_px"), [(0.3, 15.0), (0.1, 20.0)])
+def test_it_is_looked_at_once_more_and_that_counts_if_enough_is_seen(monkeypatch: pytest.MonkeyPatch, evidence: float,
+                                                                     expected_px: float) -> None:
+    """First 20 px at scale 1; then at the scale at which these are 24."""
+    scales: list[float] = []
+
+    def looked_at(predictor: object, model: object, source: Resampled, *_: object) -> NDArray[np.float32]:
+        scales.append(source.scale)
+        return np.zeros((3, 1, 1), np.float32)
+
+    def typical_object(*_: object) -> Measurement:
+        return Measurement(20, 0.5) if len(scales) == 1 else Measurement(15 * scales[-1], evidence)
+
+    monkeypatch.setattr(diameter, "_looked_at", looked_at)
+    monkeypatch.setattr(diameter, "_typical_object", typical_object)
+    found = measured_diameter(MODEL, Planes(discs(20), "YX"), CPU)
+    assert scales == [1.0, pytest.approx(24 / 20)]
+    assert found == (pytest.approx(expected_px), 0.5)
+
+
+def test_a_measurement_that_is_stopped_before_its_last_look_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopToken()
+
+    def typical_object(*_: object) -> Measurement:
+        stop.stop()
+        return Measurement(20, 0.5)
+
+    monkeypatch.setattr(diameter, "_typical_object", typical_object)
+    assert measured_diameter(MODEL, Planes(discs(20), "YX"), CPU, stop) is None
 
 
 def test_a_network_that_is_sure_of_nothing_gives_no_diameter(monkeypatch: pytest.MonkeyPatch) -> None:

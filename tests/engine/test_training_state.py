@@ -129,6 +129,15 @@ def test_every_kind_of_run_can_be_continued_more_than_once(tmp_path: Path, chang
     assert (result.model.weights_hash, result.n_steps) == (whole.model.weights_hash, whole.n_steps)
 
 
+def test_a_run_beside_a_base_that_teaches_is_continued_to_the_same_weights(tmp_path: Path) -> None:
+    base = scratch_model(TWO, 1, CONFIG)
+    base = Model(base.network, base.card.replace(n_steps=1))
+    run(state_file=tmp_path / "state", stop_after=3, base=base)
+    assert read_state(tmp_path / "state").parts["course"].values["teacher_score"] > 0
+    result = run(state_file=tmp_path / "state", base=base)[1]
+    assert result.model.weights_hash == run(base=base)[1].model.weights_hash
+
+
 def test_a_head_that_was_fitted_first_is_not_fitted_again(tmp_path: Path) -> None:
     base = scratch_model(classes_from_names(["sky", "star"]), 1, CONFIG)
     base = Model(base.network, base.card.replace(n_steps=1))

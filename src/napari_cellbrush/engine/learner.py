@@ -35,7 +35,7 @@ class Learner:
     config, device
         How to learn, and where.
     teacher
-        Who says what unlabelled pixels are, if anybody; heard as soon as it is trusted.
+        Who says what unlabelled pixels are and how frequent classes are, if anybody; heard as soon as it is trusted.
     """
 
     def __init__(self, start: Model, config: TrainingConfig, device: Device, teacher: Teacher | None = None) -> None:
@@ -71,7 +71,7 @@ class Learner:
     def step(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
         """One optimiser step on B patches and what their pixels weigh; at once if memory permits, else in parts.
 
-        Returns the loss on the labelled pixels.
+        Returns the loss on the labelled pixels, of balanced classes as if they were as frequent as strokes.
         """
         self._set_mode()
         while True:
@@ -174,15 +174,14 @@ class Learner:
 
     def _losses(self, logits: Tensor, answer: Tensor | None, truth: Tensor,
                 weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The loss of the strokes, and the same with what the teacher adds, if one answered."""
-        def of_strokes(said: Tensor) -> Tensor:
-            return segmentation_loss(said, truth, self.config.loss, self.config.class_balance, weight)
-
-        teacher = self._teacher
-        if teacher is None or answer is None:
-            return (alone := of_strokes(logits)), alone
-        fitting = teacher.as_if_equally_frequent(answer, logits) if self.config.class_balance else logits
-        return (alone := of_strokes(fitting)), alone + teacher.loss(answer, logits, truth)
+        """The loss of the strokes, and the same with what the teacher says of unlabelled pixels, if one answered."""
+        config, said = self.config, logits
+        if self._teacher and answer is not None and config.class_balance:
+            said = self._teacher.as_if_equally_frequent(answer, logits, truth)
+        of_strokes = segmentation_loss(said, truth, config.loss, config.class_balance, weight)
+        if self._teacher and answer is not None:
+            return of_strokes, of_strokes + self._teacher.loss(answer, logits, truth)
+        return of_strokes, of_strokes
 
     def _set_mode(self) -> None:
         self.network.train()
