@@ -159,20 +159,22 @@ def test_strokes_are_asked_where_the_image_alone_says_too_little(monkeypatch: py
     assert found(None, stated_px=12) == 12
 
 
-def test_where_other_classes_are_wanted_a_dim_look_does_not_shrink_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_seen_of_other_classes_may_enlarge_the_image_but_not_reduce_it(monkeypatch: pytest.MonkeyPatch) -> None:
     image = discs(40)
     planes = Planes(image, "YX")
     foreign = replace(painted(planes, image), classes=classes_from_names(["sheath", "axon"]))
 
-    def found(evidence: float, strokes: Painted | None = None, classes: tuple[ClassDefinition, ...] = ()
+    def found(px: float, evidence: float, strokes: Painted | None = None, classes: tuple[ClassDefinition, ...] = ()
               ) -> float | None:
-        monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(60.0, evidence))
+        monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(px, evidence))
         return object_diameter(MODEL, [planes], 0, CPU, painted=strokes, classes=classes)
 
-    assert found(0.25) == found(0.25, classes=MODEL.card.classes) == 60
-    assert found(0.25, classes=foreign.classes) is None
-    assert found(0.25, foreign) is None
-    assert found(0.35, classes=foreign.classes) == found(0.35, foreign) == 60
+    for px in (12, 60):
+        assert found(px, 0.25) == found(px, 0.25, classes=MODEL.card.classes) == px
+        assert found(px, 0.25, classes=foreign.classes) is None
+        assert found(px, 0.25, foreign) is None
+    assert found(12, 0.35, classes=foreign.classes) == found(12, 0.35, foreign) == 12
+    assert found(60, 0.9, classes=foreign.classes) is found(60, 0.9, foreign) is None
 
 
 @pytest.mark.usefixtures("knows_only_discs_of_24_px")
