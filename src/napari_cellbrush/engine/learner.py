@@ -175,13 +175,13 @@ class Learner:
     def _losses(self, logits: Tensor, answer: Tensor | None, truth: Tensor,
                 weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of the strokes, and the same with what the teacher says of unlabelled pixels, if one answered."""
-        config, said = self.config, logits
-        if self._teacher and answer is not None and config.class_balance:
-            said = self._teacher.as_if_equally_frequent(answer, logits, truth)
-        of_strokes = segmentation_loss(said, truth, config.loss, config.class_balance, weight)
+        config, said, elsewhere = self.config, logits, logits.new_zeros(())
         if self._teacher and answer is not None:
-            return of_strokes, of_strokes + self._teacher.loss(answer, logits, truth)
-        return of_strokes, of_strokes
+            elsewhere = self._teacher.loss(answer, logits, truth)
+            if config.class_balance:
+                said = self._teacher.as_if_equally_frequent(answer, logits, truth)
+        of_strokes = segmentation_loss(said, truth, config.loss, config.class_balance, weight)
+        return of_strokes, of_strokes + elsewhere
 
     def _set_mode(self) -> None:
         self.network.train()

@@ -11,8 +11,8 @@ What it says of pixels is worth so many strokes, times the square of its score o
 heard where it is wrong, and the less, the more is painted. What it says of frequencies counts however much is painted,
 as more strokes are no less balanced. (Training images of tissue and phase contrast, twenty strokes a class on one, the
 base worth fifty, mean of two seeds. In other images objects had an average precision of 0.567 at an intersection over
-union of 0.5 and 0.169 at 0.75, and the classes' intersection over union was 0.583; without frequencies it was 0.553,
-0.124 and 0.574. Where a person had painted whole cells and the base knew nuclei, cells came apart as before.)
+union of 0.5 and 0.169 at 0.75, and the classes' intersection over union was 0.583; without frequencies they were 0.553,
+0.124 and 0.574.)
 """
 
 from __future__ import annotations
