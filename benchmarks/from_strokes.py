@@ -47,7 +47,7 @@ from napari_cellbrush.config import (
 )
 from napari_cellbrush.engine.device import choose_device
 from napari_cellbrush.engine.inference import segment_array
-from napari_cellbrush.engine.metrics import average_precision, class_iou
+from napari_cellbrush.engine.metrics import average_precision, iou_from_confusion, pixel_confusion
 from napari_cellbrush.engine.model import Model, knows_all
 from napari_cellbrush.engine.model_file import find_model, read_model
 from napari_cellbrush.engine.objects import objects_from_probabilities
@@ -212,9 +212,13 @@ def score(answer: Answer, task: Task) -> tuple[float, float]:
 
 
 def class_score(answer: Callable[[Planes], NDArray[np.uint8]], task: Task) -> float:
-    """Mean over the measured images of the classes' mean intersection over union."""
-    return float(np.mean([class_iou(answer(example.image), example.classes, len(task.classes)).mean
-                          for example in task.measured]))
+    """The classes' mean intersection over union, over the pixels of all measured images together.
+
+    In the mean over images, a class that an image lacks would count as nothing found for one pixel said to be of it.
+    """
+    confusion = sum(pixel_confusion(answer(example.image), example.classes, len(task.classes))
+                    for example in task.measured)
+    return iou_from_confusion(confusion).mean
 
 
 def print_ablation(base: Model, arguments: argparse.Namespace) -> None:

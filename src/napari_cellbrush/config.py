@@ -182,8 +182,8 @@ class TrainingConfig(Settings):
     fit_head: bool = _setting(True, "Fit the head first", "Where the base does not know all classes, fit its last "
                               "layer to the strokes before anything else learns.")
     base_worth_strokes: float = _setting(
-        50.0, "Remember the base", "How many strokes of each class the base's own answers are worth where nothing is "
-        "painted, if it knows all classes: so many if it is right about all that is painted, fewer if not. It also "
+        100.0, "Remember the base", "How many strokes of each class the base's own answers are worth where nothing is "
+        "painted, if it knows all classes: so many if it calls cell what you do, far fewer if not. It also "
         "tells how frequent balanced classes are. With 0 a few strokes can undo what it knew.", unit="strokes", ge=0,
         le=1000)
     warmup_steps: int = _setting(10, "Warm-up", "Steps over which the learning rate rises from zero.", unit="steps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.model import Model, ModelCard, new_model
-from napari_cellbrush.engine.teacher import Teacher, teacher_for
+from napari_cellbrush.engine.teacher import Teacher, agreement, teacher_for
 
 CPU = Device(kind="cpu", name="CPU", memory_bytes=None, half=None, channels_last=False)
 BACKGROUND, CELL, BOUNDARY = DEFAULT_CLASSES
@@ -71,7 +72,7 @@ def test_only_unlabelled_pixels_are_taught(base: Model, images: Tensor) -> None:
     assert float(asked.loss(answer, logits.detach(), torch.ones_like(labels))) == 0
 
 
-def test_a_base_counts_by_the_square_of_its_score_and_less_beside_many_strokes(base: Model, images: Tensor) -> None:
+def test_a_base_counts_by_its_agreement_to_the_fourth_and_less_beside_many_strokes(base: Model, images: Tensor) -> None:
     asked = teacher(base)
     answer = asked.answer(images)
     labels = torch.zeros(answer[:, 0].shape, dtype=torch.long)
@@ -80,7 +81,7 @@ def test_a_base_counts_by_the_square_of_its_score_and_less_beside_many_strokes(b
         asked.trust(score, strokes_per_class)
         return float(asked.loss(answer, torch.zeros_like(answer), labels))
 
-    assert loss(0.5, 4) == pytest.approx(loss(1.0, 4) / 4)
+    assert loss(0.5, 4) == pytest.approx(loss(1.0, 4) / 16)
     assert loss(1.0, 20) == pytest.approx(loss(1.0, 5) / 4)
     assert loss(0.0, 4) == 0 < loss(1.0, 4)
     asked.trust(0.0, 4)
@@ -194,6 +195,22 @@ def test_balanced_strokes_leave_background_as_frequent_as_the_base_says(base: Mo
         return float(logits_of_learner(Model(learner.network, biased.card), images).softmax(dim=1)[:, 0].mean())
 
     assert background_after(class_balance=True) > background_after(class_balance=False) + 0.01
+
+
+def test_thin_lines_have_no_say_in_what_is_meant() -> None:
+    # Half of the boundary is missed, and cells are said to be rim at their edge.
+    meant_alike = np.array([[90, 0, 0], [0, 80, 20], [50, 0, 50]])
+    assert agreement(meant_alike, DEFAULT_CLASSES) == pytest.approx((1.0 + 0.8) / 2)
+    # As good a score of all three classes, but cells of which only the nuclei are found.
+    meant_otherwise = np.array([[100, 0, 0], [60, 40, 0], [0, 0, 100]])
+    assert agreement(meant_otherwise, DEFAULT_CLASSES) == pytest.approx((100 / 160 + 0.4) / 2)
+
+
+def test_only_painted_classes_are_asked_about() -> None:
+    # What is called boundary, or any class that nobody painted, is not what was painted.
+    assert agreement(np.array([[0, 0, 0], [30, 60, 10], [0, 0, 0]]), DEFAULT_CLASSES) == pytest.approx(0.6)
+    assert agreement(np.array([[0, 0, 0], [0, 0, 0], [0, 0, 9]]), DEFAULT_CLASSES) == 0
+    assert agreement(np.zeros((0, 0), np.int64), DEFAULT_CLASSES) == 0
 
 
 def test_there_is_no_teacher_for_new_classes_for_random_weights_and_where_it_is_switched_off(base: Model) -> None:

@@ -27,7 +27,7 @@ from napari_cellbrush.engine.model import Model, known_classes, knows_all, with_
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.resampling import Resampled
-from napari_cellbrush.engine.teacher import teacher_for
+from napari_cellbrush.engine.teacher import agreement, teacher_for
 from napari_cellbrush.engine.training import n_channels, tuned_model
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import AnnotationError
@@ -332,7 +332,7 @@ class _Continuous:
                 return False
             self._base_score = scored.iou
             if self._teacher:
-                self._teacher.trust(scored.iou, self._split.train.strokes_per_class)
+                self._teacher.trust(agreement(scored.confusion, self._classes), self._split.train.strokes_per_class)
         if self._best is not None and not self._is_best_scored:
             scored = self._measure(self._best.network)
             if scored is None:

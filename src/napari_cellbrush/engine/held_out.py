@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Protocol
 
@@ -36,7 +36,7 @@ _N_RESAMPLES = 1000
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeldOutScore:
     """What a network is worth on the held-out strokes."""
 
@@ -46,6 +46,8 @@ class HeldOutScore:
     loss: float
     #: Where the score of other strokes of this kind would lie, 95 %; None for too few strokes.
     interval: tuple[float, float] | None = None
+    #: K × K: labelled pixels by true and said class. Of one that was not measured, nothing.
+    confusion: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
 
 class Interruption(Protocol):
@@ -133,13 +135,9 @@ class HeldOut:
             true, said = tile.labels[0].numpy()[labelled] - 1, logits.argmax(1)[0].numpy()[labelled]
             counts += np.bincount((tile.strokes[labelled] * k + true) * k + said, minlength=len(counts))
         of_strokes = counts.reshape(-1, k, k)
-        iou = iou_from_confusion(of_strokes.sum(axis=0)).mean
-        return HeldOutScore(iou, float(np.average(losses, weights=weights)), score_interval(of_strokes))
-
-    def iou(self, network: UNet, stop: Interruption) -> float | None:
-        """The intersection over union of :meth:`score` alone."""
-        scored = self.score(network, stop)
-        return scored.iou if scored else None
+        confusion = of_strokes.sum(axis=0)
+        return HeldOutScore(iou_from_confusion(confusion).mean, float(np.average(losses, weights=weights)),
+                            score_interval(of_strokes), confusion)
 
 
 def score_interval(confusions: NDArray[np.int64]) -> tuple[float, float] | None:

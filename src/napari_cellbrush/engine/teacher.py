@@ -7,22 +7,28 @@ were equally frequent finds too much of the rare ones (Menon et al. 2021, "Long-
 ICLR, turned round: there images are unbalanced and answers are to be balanced, here strokes are balanced and answers
 are not to be).
 
-What it says of pixels is worth so many strokes, times the square of its score on those that were painted: it is hardly
-heard where it is wrong, and the less, the more is painted. What it says of frequencies counts however much is painted,
-as more strokes are no less balanced. (Training images of tissue and phase contrast, twenty strokes a class on one, the
-base worth fifty, mean of two seeds. In other images objects had an average precision of 0.567 at an intersection over
-union of 0.5 and 0.169 at 0.75, and the classes' intersection over union was 0.583; without frequencies they were 0.553,
-0.124 and 0.574.)
+What it says of pixels is worth so many strokes, times the fourth power of how far it agrees with those that were
+painted (see :func:`agreement`): it is hardly heard where the person means something else, and the less, the more is
+painted. Simulated strokes on images that it knows agree by 0.8 to 1; of one who paints whole cells where it knows
+nuclei, 0.4. What it says of frequencies counts however much is painted, as more strokes are no less balanced. (Training
+images of tissue and phase contrast, twenty strokes a class on one, the base worth fifty, mean of two seeds. In other
+images objects had an average precision of 0.567 at an intersection over union of 0.5 and 0.169 at 0.75, and the
+classes' intersection over union was 0.583; without frequencies they were 0.553, 0.124 and 0.574.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
 from napari_cellbrush.engine.device import Device, autocast
+from napari_cellbrush.engine.metrics import iou_from_confusion
 from napari_cellbrush.engine.model import Model, class_logits, meant_classes
 
 #: Probabilities below this are not told apart.
@@ -63,13 +69,13 @@ class Teacher:
         return self._weight > 0
 
     def trust(self, score: float, strokes_per_class: float) -> None:
-        """Say how good the base is on the strokes, in [0, 1], and how many there are.
+        """Say how far the base agrees with the strokes, see :func:`agreement`, and how many there are of a class.
 
         The loss of strokes is a mean, however many there are; therefore what speaks against them is divided by their
         number, as a prior is that weighs the same whatever was observed.
         """
         self._score = score
-        self._weight = self._worth * score**2 / max(1.0, strokes_per_class)
+        self._weight = self._worth * score**4 / max(1.0, strokes_per_class)
 
     @torch.no_grad()
     def answer(self, images: Tensor) -> Tensor:
@@ -86,7 +92,7 @@ class Teacher:
         ----------
         answer
             Of the base, BKhw, see :meth:`answer`. Its mean says how frequent classes are in these patches, as far as
-            the base is right (its score, see :meth:`trust`); beyond that they are taken to be equally frequent.
+            the base is right (see :meth:`trust`); beyond that they are taken to be equally frequent.
         logits
             BKhw float32 of the network that learns.
         labels
@@ -128,6 +134,30 @@ class Teacher:
         divergence = functional.kl_div(logits.log_softmax(dim=1), answer, log_target=True, reduction="none").sum(dim=1)
         far = (divergence * unlabelled).sum() / unlabelled.sum().clamp_min(1)
         return self._weight * far
+
+
+def agreement(confusion: NDArray[np.int64], classes: Sequence[ClassDefinition]) -> float:
+    """Whether a base and strokes mean the same by the classes.
+
+    Strokes on boundaries have no say: they are lines as thin as a hand is steady, and who misses them by a pixel means
+    the same. What speaks is where the base calls cell what was painted as background, or the other way round.
+
+    Parameters
+    ----------
+    confusion
+        K × K: pixels of strokes by painted and said class.
+    classes
+        What the K classes mean.
+
+    Returns
+    -------
+    float
+        Mean intersection over union, in [0, 1], of the painted classes that are no boundary; 0 without any.
+    """
+    asked = [number for number, (row, definition) in enumerate(zip(confusion, classes, strict=False))
+             if definition.role != "boundary" and row.any()]
+    scores = iou_from_confusion(np.where(np.isin(np.arange(len(confusion)), asked)[:, None], confusion, 0)).per_class
+    return float(np.mean([scores[number] for number in asked])) if asked else 0.0
 
 
 def teacher_for(base: Model, n_channels: int, classes: tuple[ClassDefinition, ...], config: TrainingConfig,

@@ -40,7 +40,7 @@ from napari_cellbrush.engine.model import (
 from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.resampling import Resampled
-from napari_cellbrush.engine.teacher import teacher_for
+from napari_cellbrush.engine.teacher import agreement, teacher_for
 from napari_cellbrush.engine.training_state import (
     Outline,
     Part,
@@ -211,8 +211,10 @@ def _train(
         # Strokes that are learnt from say how far the base can be trusted; held-out ones are for scores alone.
         trusted = HeldOut(sources, learnt, config, start.network, device, QUICK_TILES) if teacher else None
         yield BaseScoring(sum(strokes.n_tiles for strokes in (held_out, trusted) if strokes))
-        course.base_score = held_out.iou(learner.averaged, stop) if held_out else None
-        course.teacher_score = trusted.iou(learner.averaged, stop) if trusted else None
+        scored, agreeing = (strokes.score(learner.averaged, stop) if strokes else None
+                            for strokes in (held_out, trusted))
+        course.base_score = scored.iou if scored else None
+        course.teacher_score = agreement(agreeing.confusion, classes) if agreeing else None
     if not kept and stop.stopped:
         # Nobody may go on from a state without what was being measured.
         state_file = None
