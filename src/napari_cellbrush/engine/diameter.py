@@ -32,8 +32,10 @@ from napari_cellbrush.engine.predictor import TilePredictor, most_probable
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.events import StopToken
 
-#: Scales that are tried, the likeliest first; neighbours differ by less than the network tolerates.
-_SCALES = (1.0, 0.6, 1.7, 0.35, 2.9, 0.2)
+#: Scales that are tried, the likeliest first; neighbours differ by less than the network tolerates. What is seen there
+#: counts so much: reduced enough, clumps of anything look like cells. (208 looks for the diameter on 58 training images
+#: at up to four sizes each: 3 of them are wrong by more than an octave, without it 7.)
+_SCALES = {1.0: 1.0, 0.6: 0.97, 1.7: 0.97, 0.35: 0.9, 2.9: 0.9, 0.2: 0.8}
 #: Side of what is looked at, in network pixels.
 _WINDOW_PX = 268
 #: Share of the pixels that must lie, surely, in objects of the right size: below the first nobody knows, above the last
@@ -185,16 +187,16 @@ def measured_diameter(model: Model, planes: Planes, device: Device,
     index = tuple(n // 2 for n in planes.stack_shape)
     centre = _richest_place(planes, index)
 
-    def look(scale: float) -> Measurement:
+    def look(scale: float, counts: float = 1.0) -> Measurement:
         probabilities = _looked_at(predictor, model, Resampled(planes, scale), index, centre)
         seen_px, evidence = _typical_object(probabilities, model, wanted)
-        return Measurement(seen_px / scale, evidence)
+        return Measurement(seen_px / scale, counts * evidence)
 
     found = Measurement(0.0, _LEAST_EVIDENCE)
-    for scale in _SCALES:
+    for scale, counts in _SCALES.items():
         if stop and stop.stopped:
             return None
-        found = max(found, look(scale), key=lambda measured: measured.evidence)
+        found = max(found, look(scale, counts), key=lambda measured: measured.evidence)
         if found.evidence > _ENOUGH_EVIDENCE:
             break
     if not found.diameter_px or (stop and stop.stopped):
@@ -298,9 +300,11 @@ def _looked_at(predictor: TilePredictor, model: Model, source: Resampled, index:
 
 
 def _typical_object(probabilities: NDArray[np.float32], model: Model, wanted_px: float) -> Measurement:
-    """Median diameter in network pixels, weighted by surely covered area: specks and fragments hardly count.
+    """Median diameter in network pixels, weighted by surely covered area per diameter: specks count little.
 
-    Nor do objects that the window cuts, which look smaller than they are. 0 where there are none.
+    Half-way between the median by number, which fragments decide, and that by area, which clumps do (the same looks:
+    0.25 octaves off the median by number of the truth; by area 0.27). Nor do objects count that the window cuts, which
+    look smaller than they are. 0 where there are none.
     """
     found = objects_from_classes(most_probable(probabilities), model.card.classes)
     ids = clear_border(found)
@@ -313,7 +317,8 @@ def _typical_object(probabilities: NDArray[np.float32], model: Model, wanted_px:
         return Measurement(0.0, 0.0)
     diameters, sure = diameters[large], sure[large]
     order = np.argsort(diameters)
-    typical = diameters[order][np.searchsorted(np.cumsum(sure[order]), sure.sum() / 2)]
+    up_to = np.cumsum((sure / diameters)[order])
+    typical = diameters[order][np.searchsorted(up_to, up_to[-1] / 2)]
     octaves = np.log2(diameters / wanted_px)
     fitting = sure * np.exp(-(octaves**2) / (2 * _TOLERANCE_OCTAVES**2))
     return Measurement(float(typical), float(fitting.sum() / n_pixels))

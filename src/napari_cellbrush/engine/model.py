@@ -25,6 +25,11 @@ NORMALISATION = "percentile-1-99.8"
 SCALES = (1 / 8, 3.0)
 #: Scales nearer to 1 than this factor are not worth resampling.
 TOLERATED_SCALE = 1.4
+#: Images are not reduced to the very size the network knows but left this much larger: it finds as many objects, and
+#: draws them better. (Measured diameters, six training images of phase contrast: average precision at 0.5 and 0.75 of
+#: 0.798 and 0.372 instead of 0.748 and 0.304; ten of tissue, 0.610 and 0.331 instead of 0.586 and 0.331. Enlarging
+#: less, or more, gained nothing on fluorescence and bright field.)
+REDUCED_TO = 1.2
 
 
 class ModelCard(Settings):
@@ -68,12 +73,15 @@ class ModelCard(Settings):
     def scale_for(self, diameter_px: float | None) -> float:
         """Network pixels per pixel of an image whose objects have this diameter; 1 where it is unknown.
 
-        A network takes objects a little smaller or larger than those it was trained on as they are.
+        A network takes objects a little smaller or larger than those it was trained on as they are. Smaller ones are
+        enlarged to :attr:`diameter_px`, larger ones reduced to :data:`REDUCED_TO` times that.
         """
         if self.diameter_px is None or not diameter_px:
             return 1.0
-        scale = min(max(self.diameter_px / diameter_px, SCALES[0]), SCALES[1])
-        return 1.0 if 1 / TOLERATED_SCALE < scale < TOLERATED_SCALE else scale
+        scale = self.diameter_px / diameter_px
+        if 1 / TOLERATED_SCALE < scale < TOLERATED_SCALE:
+            return 1.0
+        return min(max(scale if scale > 1 else REDUCED_TO * scale, SCALES[0]), SCALES[1])
 
 
 @dataclass(frozen=True)
