@@ -360,6 +360,18 @@ def test_the_best_so_far_is_measured_again_on_new_held_out_strokes(scores: Calla
     live.end()
 
 
+def test_weights_that_know_more_strokes_take_over_where_held_out_ones_cannot_tell(scores: Callable[..., None]) -> None:
+    scores(1.0)
+    live = Live()
+    live.inbox.put([painted(12)])
+    assert live.until(Improved).generation == 1
+    live.inbox.put([painted(14)])
+    live.until(Settled)
+    # Once for the new strokes, not at every score.
+    assert [event.generation for event in live.events if isinstance(event, Improved)] == [1, 2]
+    live.end()
+
+
 def test_it_learns() -> None:
     live = Live(CONFIG.replace(validate_every=10, ema_decay=0.9, max_steps=100, learning_rate=1e-3, patience=20))
     live.inbox.put([painted(32)])

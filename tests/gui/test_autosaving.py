@@ -89,6 +89,16 @@ def test_a_stroke_of_the_mouse_is_saved_by_the_timer(viewer, workspace, image, p
     assert np.array_equal(on_disk(), layer.data)
 
 
+def test_strokes_are_offered_for_an_image_that_was_open_before_the_plugin(painted, viewer, image, person,
+                                                                          make_napari_viewer_proxy):
+    save(painted.bench, person)
+    viewer.layers.clear()
+    later = make_napari_viewer_proxy(show=False)
+    later.add_image(image, name="cells")
+    bench = workbench_for(later)
+    person.wait(lambda: bench.session.keeping.found.get(bench.session.image.key))
+
+
 def test_nothing_is_written_for_an_annotation_without_a_stroke(viewer, workspace, image, person):
     viewer.add_image(image, name="cells")
     bench = workspace.annotate.bench

@@ -384,6 +384,51 @@ def test_accepted_objects_stay_whatever_is_predicted_later(viewer, correcting, p
         assert correcting.session.correction.layer == key
 
 
+def test_keys_and_mouse_go_to_what_the_tab_in_front_is_for(viewer, correcting, person):
+    objects = viewer.layers["cells objects"]
+    click(person, *PLACES[2])
+    person.key(Qt.Key.Key_A)
+    kept = objects.data.copy()
+    bench = correcting.annotate.bench
+    strokes = bench.annotating.new_annotation(correcting.session.image.key)
+    viewer.layers.selection.active = objects
+    correcting.show_tab("annotate")
+    assert viewer.layers.selection.active.name == "cells annotation"
+    person.key(Qt.Key.Key_1)
+    person.drag([at(*PLACES[2]), at(PLACES[2][0], PLACES[2][1] + 10)])
+    assert (strokes.data == 1).any()
+    np.testing.assert_array_equal(objects.data, kept)
+    correcting.show_tab("correct")
+    assert viewer.layers.selection.active.name == "cells objects"
+    # Whatever else is chosen, by hand in the list of layers, stays chosen.
+    viewer.layers.selection.active = viewer.layers["cells"]
+    correcting.show_tab("segment")
+    correcting.show_tab("annotate")
+    assert viewer.layers.selection.active.name == "cells"
+
+
+def test_a_run_that_makes_a_new_layer_leaves_the_brush_to_who_paints(viewer, correcting, person, seen):
+    click(person, *PLACES[2])
+    person.key(Qt.Key.Key_A)
+    bench = correcting.annotate.bench
+    strokes = bench.annotating.new_annotation(correcting.session.image.key)
+    correcting.show_tab("annotate")
+    correcting.session.set_options(keep_earlier=True)
+    bench.segmenting.start()
+    person.wait(lambda: not correcting.session.segmentation.busy)
+    new = viewer.layers["cells objects [1]"]
+    person.wait(lambda: correcting.session.correction.layer == str(new.unique_id))
+    assert viewer.layers.selection.active.name == "cells annotation"
+    assert strokes.mode == "paint"
+    # Who was correcting goes on correcting.
+    correcting.show_tab("correct")
+    assert viewer.layers.selection.active.name == new.name
+    bench.segmenting.start()
+    person.wait(lambda: not correcting.session.segmentation.busy)
+    newest = viewer.layers["cells objects [2]"]
+    person.wait(lambda: viewer.layers.selection.active.name == newest.name)
+
+
 def test_what_is_accepted_during_a_run_stays_too(viewer, correcting, person, seen, monkeypatch):
     layer = viewer.layers["cells objects"]
     click(person, *PLACES[2])

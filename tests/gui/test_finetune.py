@@ -19,7 +19,7 @@ from napari_cellbrush.events import (
     TrainingStep,
     ValidationScored,
 )
-from napari_cellbrush.napari_ui import runs
+from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.fine_tuning import outcome_in_words
 from napari_cellbrush.session import SCRATCH, TunedModel
 
@@ -184,6 +184,28 @@ def test_a_worse_model_is_said_to_be_worse_and_the_base_stays_chosen(painted, pe
     assert painted.session.model == "tiny"
     assert not painted.session.segmentation.busy
     assert not painted.finetune.revert.isVisible()
+
+
+def test_who_had_all_of_the_image_segmented_gets_all_of_it_anew(viewer, painted, person):
+    session = painted.session
+    session.set_options(segment_after_training=True, output="classes")
+    # Only a part of the image is in view.
+    viewer.scene.camera.zoom *= 4
+    person.click(painted.finetune.run.button)
+    finished(painted, person)
+    person.wait(lambda: not session.segmentation.busy)
+    assert "the view of" in session.segmentation.notice.text
+    assert not viewer.layers["cells classes"].data.all()
+    session.choose_model("tiny")
+    painted.finetune.bench.segmenting.start("layer")
+    person.wait(lambda: not session.segmentation.busy)
+    person.click(painted.finetune.run.button)
+    finished(painted, person)
+    person.wait(lambda: not session.segmentation.busy)
+    assert session.model == "cells model-2"
+    assert "the view of" not in session.segmentation.notice.text
+    assert layers.note_of(viewer.layers["cells classes"])["provenance"]["model"] == "cells model-2"
+    assert viewer.layers["cells classes"].data.all()
 
 
 def test_revert_goes_back_to_the_model_before_and_keeps_the_new_one(painted, person):

@@ -13,7 +13,7 @@ import copy
 import threading
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
@@ -173,6 +173,8 @@ class _Best:
 
     network: UNet
     step: int
+    #: Of the strokes that they learnt from.
+    generation: int
     #: On the present held-out strokes.
     scored: HeldOutScore
     base_score: float | None
@@ -300,10 +302,10 @@ class _Continuous:
         self._was_interrupted = False
         self._scored_at = self._learner.n_steps
         best = self._best
-        bar = max(best.scored.iou if best else -1.0, self._base_score if self._base_score is not None else -1.0)
-        better = scored.iou >= bar + LEAST_GAIN
+        better = self._is_better(scored)
         if better:
-            best = _Best(copy.deepcopy(self._learner.averaged), self._learner.n_steps, scored, self._base_score)
+            best = _Best(copy.deepcopy(self._learner.averaged), self._learner.n_steps, self.generation, scored,
+                         self._base_score)
             self._best, self._rounds_without_better = best, 0
         else:
             self._rounds_without_better += 1
@@ -315,6 +317,19 @@ class _Continuous:
         patience = self._config.patience or TrainingConfig().patience
         if self._rounds_without_better >= patience and self._learner.n_steps >= self._config.max_steps:
             yield from self._settle()
+
+    def _is_better(self, scored: HeldOutScore) -> bool:
+        """Whether weights with this score are worth it: better than the base, and than the best of the same strokes.
+
+        Best weights that do not know the newest strokes have to be better, or few held-out ones, of which all are
+        right, would keep them for ever.
+        """
+        if self._base_score is not None and scored.iou < self._base_score + LEAST_GAIN:
+            return False
+        if self._best is None:
+            return True
+        is_newer = self.generation > self._best.generation
+        return scored.iou >= self._best.scored.iou + (-LEAST_GAIN if is_newer else LEAST_GAIN)
 
     def _settle(self) -> Generator[ContinuousEvent, None, None]:
         if self._has_grown:
@@ -337,7 +352,7 @@ class _Continuous:
             scored = self._measure(self._best.network)
             if scored is None:
                 return False
-            self._best = _Best(self._best.network, self._best.step, scored, self._base_score)
+            self._best = replace(self._best, scored=scored, base_score=self._base_score)
         self._is_best_scored = True
         return True
 

@@ -212,6 +212,14 @@ class Annotating(QObject):
         self._ready(layer)
         return layer
 
+    def take_up(self) -> None:
+        """Give mouse and keys to the strokes of the chosen image, if it is objects that have them."""
+        session, viewer = self._session, self._book.viewer
+        layer = self._book.layer(session.annotation_of(session.image.key) or "") if session.image else None
+        active = viewer.layers.selection.active
+        if layer is not None and active is not None and str(active.unique_id) == session.correction.layer:
+            self._ready(layer)
+
     @staticmethod
     def _strokes(layer: Labels) -> NDArray[np.uint8]:
         """A view of a layer's array as the engine orders it: stack axes + YX."""

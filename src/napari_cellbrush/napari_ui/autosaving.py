@@ -83,6 +83,8 @@ class Autosaving(QObject):
         application = QApplication.instance()
         if isinstance(application, QApplication):
             application.applicationStateChanged.connect(self._on_application_state)
+        # An image may have been open before the plugin was.
+        self._look_for_saved()
 
     @property
     def is_saving(self) -> bool:

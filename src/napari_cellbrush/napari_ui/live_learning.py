@@ -68,6 +68,8 @@ class LiveLearning(QObject):
         self._kept: KeptModel | None = None
         #: Painted when strokes were last taken in.
         self._n_strokes = 0
+        #: What the best model learnt from.
+        self._n_strokes_of_best = 0
 
     def follow(self) -> bool:
         """Learn from what is there now; begin anew, and without strokes, if it is something else than before.
@@ -115,7 +117,7 @@ class LiveLearning(QObject):
         self.end()
         if job is not None:
             job.received.disconnect(self._on_event)  # whoever learns next must not hear it
-            job.stopped.connect(partial(self._on_saved, self._n_strokes))
+            job.stopped.connect(partial(self._on_saved, self._n_strokes_of_best))
             job.stop()
 
     def _start(self) -> None:
@@ -140,6 +142,7 @@ class LiveLearning(QObject):
                 self.improved.emit(None)
             self.split.emit(event if isinstance(event, StrokesTaken) else None)
         elif isinstance(event, Improved):
+            self._n_strokes_of_best = self._n_strokes
             self.improved.emit(event)
         elif isinstance(event, ContinuousScored):
             self.scored.emit(event)
@@ -153,10 +156,15 @@ class LiveLearning(QObject):
     def _on_saved(self, n_strokes: int, saved: LiveModel | None) -> None:
         if saved is not None:
             self._bench.take_library(saved.library)
+            others = [made for made in self._session.timeline if made.name == self._session.model]
+            learnt_more = any(made.n_strokes > n_strokes for made in others)
             self._session.add_checkpoint(Checkpoint(saved.name, n_strokes, saved.score, None))
-            self._session.choose_model(saved.name)
-            self._session.live.say(f"The model that learnt from your strokes is saved as '{saved.name}', and chosen in "
-                                   "Segment.", "success")
+            chosen = f"'{self._session.model}', which learnt from more strokes, stays chosen"
+            if not learnt_more:
+                self._session.choose_model(saved.name)
+                chosen = "it is chosen in Segment"
+            self._session.live.say(f"The model that learnt from your strokes is saved as '{saved.name}'; {chosen}.",
+                                   "success")
 
 
 def _meaning(classes: tuple[ClassDefinition, ...]) -> tuple[tuple[str, str], ...]:

@@ -103,7 +103,12 @@ class Proofreading(QObject):
         """Begin to correct a layer; says so where it cannot be."""
         self._bench.after_drag(partial(self._start, layer_key))
 
-    def _start(self, layer_key: str) -> None:
+    def take_up(self) -> None:
+        """Give mouse and keys back to the layer that is being corrected, if there is one."""
+        if self._layer is not None:
+            self._book.viewer.layers.selection.active = self._layer
+
+    def _start(self, layer_key: str, activate: bool = True) -> None:
         self.stop()
         layer = self._book.layer(layer_key)
         mask = next((mask for mask in self.choices() if mask.key == layer_key), None)
@@ -115,9 +120,10 @@ class Proofreading(QObject):
             self._say(str(error), "error")
             return
         self._layer = layer
-        layer.visible = True
+        self._bench.segmenting.results.show_alone(layer)
         self._marks = Marks(self._book, layer, layers.mask_axes(layer))
-        self._book.viewer.layers.selection.active = layer
+        if activate:
+            self.take_up()
         layer.mode = "pan_zoom"
         for key, action in self._keys().items():
             layer.bind_key(key, _without_layer(action), overwrite=True)
@@ -454,8 +460,9 @@ class Proofreading(QObject):
             self._refresh()
         elif self._layer is not None and not self._layer.visible and (
                 layers.note_of(layer).get("image") == layers.note_of(self._layer).get("image")):
-            # The run made a new layer, and what was accepted went along.
-            self.start(str(layer.unique_id))
+            # The run made a new layer, and what was accepted went along; who paints strokes meanwhile keeps the brush.
+            is_at_hand = self._book.viewer.layers.selection.active is self._layer
+            self._bench.after_drag(partial(self._start, str(layer.unique_id), activate=is_at_hand))
 
     def _on_accepted_changed(self, key: str) -> None:
         if not self._changing and key == self._session.correction.layer:

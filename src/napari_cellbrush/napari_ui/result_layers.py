@@ -141,7 +141,7 @@ class ResultLayers:
     def live_mask(self, image: ImageEntry, classes: Sequence[ClassDefinition]) -> Labels:
         """The layer that follows the strokes on an image: the last one, or a new one."""
         layer = self._labels(image, self._book.layer(image.key), "live", np.dtype(np.uint8), fresh=False)
-        layer.visible = True
+        self.show_alone(layer)
         self._eclipsed.discard(str(layer.unique_id))
         layer.events.visible.connect(self._on_live_shown)
         self._classes[str(layer.unique_id)] = tuple(classes)
@@ -199,11 +199,19 @@ class ResultLayers:
             layer.events.paint.connect(self._on_painted)
         return layer
 
+    def show_alone(self, layer: Labels) -> None:
+        """Show a layer, and no other result of its image."""
+        self._hide_results(str(layers.note_of(layer).get("image", "")))
+        layer.visible = True
+
     def _hide_results_of(self, image: ImageEntry) -> None:
+        self._hide_results(image.key)
+
+    def _hide_results(self, image_key: str) -> None:
         """One kind of result is shown at a time: on top of each other they cannot be told apart."""
-        for (image_key, kind), key in self._keys.items():
+        for (of_image, kind), key in self._keys.items():
             layer = self._book.layer(key)
-            if image_key == image.key and layer is not None:
+            if of_image == image_key and layer is not None:
                 if kind == "live" and layer.visible:
                     self._eclipsed.add(key)
                 layer.visible = False

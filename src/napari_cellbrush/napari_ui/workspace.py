@@ -21,7 +21,8 @@ class Workspace(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self.session = workbench_for(napari_viewer).session
+        self.bench = workbench_for(napari_viewer)
+        self.session = self.bench.session
         self.annotate = AnnotateDock(napari_viewer)
         self.finetune = FineTuneDock(napari_viewer)
         self.segment = SegmentDock(napari_viewer)
@@ -33,6 +34,7 @@ class Workspace(QWidget):
         for title, dock in (("Annotate", self.annotate), ("Fine-tune", self.finetune), ("Segment", self.segment),
                             ("Correct", self.correct), ("Export", self.export)):
             self.tabs.addTab(dock, title)
+        self.tabs.currentChanged.connect(self._on_tab)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.tabs)
@@ -40,3 +42,10 @@ class Workspace(QWidget):
     def show_tab(self, tab: Tab) -> None:
         """Bring one of them to the front."""
         self.tabs.setCurrentWidget(getattr(self, tab))
+
+    def _on_tab(self, _: int) -> None:
+        # A key or a stroke does what the tab in front is for: the keys of classes would rub out objects.
+        if self.tabs.currentWidget() is self.annotate:
+            self.bench.annotating.take_up()
+        elif self.tabs.currentWidget() is self.correct:
+            self.bench.proofreading.take_up()
