@@ -149,6 +149,19 @@ def test_an_emptied_pixel_size_is_again_the_one_that_was_read(viewer, dock):
         assert dock.size_line.text() == shown
 
 
+def test_the_next_file_goes_where_the_last_one_went_and_starts_without_a_word(viewer, dock, person, tmp_path):
+    first = viewer.add_labels(np.ones((8, 9), int), name="cells")
+    export(dock, person, tmp_path / "cells.tif")
+    assert dock.session.export.notice.text.startswith("Saved cells.tif")
+    second = viewer.add_labels(np.ones((8, 9), int), name="cells")
+    assert second.name == "cells [1]"
+    dock._on_layer_chosen(str(second.unique_id))
+    assert dock.path.text() == str(tmp_path / "cells-1.tif")
+    assert not dock.session.export.notice.text
+    dock._on_layer_chosen(str(first.unique_id))
+    assert dock.path.text() == str(tmp_path / "cells.tif")
+
+
 def test_a_path_that_somebody_wrote_stays_when_results_change(viewer, dock):
     labels = viewer.add_labels(np.zeros((8, 8), np.uint8), name="a")
     dock.path.setText("here.tif")

@@ -107,6 +107,7 @@ class ExportDock(Dock):
     def _show_mask(self) -> None:
         self._edited_path = self._is_writing_size = False
         self.axes.setText(self.bench.exporting.axes(self._mask) if self._mask else "")
+        self._forget_notice()
 
     def _refresh_formats(self) -> None:
         offered = self.bench.exporting.formats(self._mask) if self._mask else ("tiff", "compact")
@@ -187,6 +188,12 @@ class ExportDock(Dock):
 
     def _on_format_chosen(self, _: str) -> None:
         self._show_format()
+        self._forget_notice()
+
+    def _forget_notice(self) -> None:
+        # What was said of another file is not said of this one.
+        if not self.session.export.busy:
+            self.session.export.say("")
 
     def _on_path_edited(self, _: str) -> None:
         self._edited_path = True

@@ -40,6 +40,8 @@ class Exporting(QObject):
         self._measured: dict[str, Any] = {}
         #: What somebody said, by the key of the image.
         self._said_sizes: dict[str, PixelSize | None] = {}
+        #: Where something was written last.
+        self._folder: Path | None = None
         bench.session.segmentation.changed.connect(self._forget_old_tables)
 
     def formats(self, mask: MaskEntry) -> tuple[ExportFormat, ...]:
@@ -49,9 +51,9 @@ class Exporting(QObject):
         return get_args(ExportFormat) if objects else ("tiff", "compact")
 
     def default_path(self, mask: MaskEntry, format: ExportFormat = "tiff") -> Path:
-        """A file beside the one that the layer (or the image under it) was read from, else in the home folder."""
+        """A file where one was written last, or beside the layer's (or its image's) own, or in the home folder."""
         paths = self._paths(self._bench.book.layer(mask.key))
-        folder = paths[0].parent if paths else Path.home()
+        folder = self._folder or (paths[0].parent if paths else Path.home())
         return folder / f"{_file_stem(mask.name)}{ENDINGS[format]}"
 
     def axes(self, mask: MaskEntry) -> str:
@@ -178,6 +180,7 @@ class Exporting(QObject):
     # ------------------------------------------------------------------------------------------------- after
 
     def _on_finished(self, key: str, task: runs.ExportTask, exported: runs.Exported) -> None:
+        self._folder = exported.path.parent
         blind = exported.columns is not None and task.image is None
         self._run.end(f"Saved {exported.path.name}: {exported.contents}{', without intensities' if blind else ''}.",
                       "success")
@@ -253,5 +256,6 @@ def _size_in_file(path: Path, shape_yx: tuple[int, int]) -> PixelSize | None:
 
 
 def _file_stem(name: str) -> str:
-    kept = "".join(c if c.isalnum() or c in " .()+-_" else "_" for c in name).strip(" .")
+    # napari's second layer of a name is "name [1]".
+    kept = "".join(c if c.isalnum() or c in " .()+-_" else "_" for c in name.replace(" [", "-").rstrip("]")).strip(" .")
     return kept.replace(" ", "_") or "mask"

@@ -21,6 +21,8 @@ LINE_COLOR = "#ffffff"
 ACCEPTED_COLOR = "#3ddc84"
 #: Diameter of a dot, as a fraction of its object's.
 DOT_FRACTION = 0.28
+#: Screen pixels between which it stays: it is to be seen, and to hide no object that is looked at closely.
+DOT_SIZES_PX = 3, 16
 
 
 def overlay_of(layer: Layer) -> dict[str, Any]:
@@ -46,7 +48,7 @@ class Marks:
         self._axes = axes
         self._objects = layer
         self._dots = Points(ndim=layer.ndim, name="accepted", face_color=ACCEPTED_COLOR, border_color="black",
-                            border_width=0.1, **overlay_of(layer))
+                            border_width=0.1, canvas_size_limits=DOT_SIZES_PX, **overlay_of(layer))
         self._lines = Shapes(ndim=layer.ndim, name="object at hand", edge_color=LINE_COLOR, **overlay_of(layer))
         for added in (self._dots, self._lines):
             book.add(added)
