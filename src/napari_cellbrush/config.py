@@ -182,7 +182,7 @@ class TrainingConfig(Settings):
     fit_head: bool = _setting(True, "Fit the head first", "Where the base does not know all classes, fit its last "
                               "layer to the strokes before anything else learns.")
     base_worth_strokes: float = _setting(
-        100.0, "Remember the base", "How many strokes of each class the base's own answers are worth where nothing is "
+        150.0, "Remember the base", "How many strokes of each class the base's own answers are worth where nothing is "
         "painted, if it knows all classes: so many if it calls cell what you do, far fewer if not. It also "
         "tells how frequent balanced classes are. With 0 a few strokes can undo what it knew.", unit="strokes", ge=0,
         le=1000)

@@ -72,7 +72,7 @@ def test_only_unlabelled_pixels_are_taught(base: Model, images: Tensor) -> None:
     assert float(asked.loss(answer, logits.detach(), torch.ones_like(labels))) == 0
 
 
-def test_a_base_counts_by_its_agreement_to_the_fourth_and_less_beside_many_strokes(base: Model, images: Tensor) -> None:
+def test_a_base_counts_by_a_high_power_of_its_agreement_and_less_beside_many_strokes(base: Model, images: Tensor) -> None:
     asked = teacher(base)
     answer = asked.answer(images)
     labels = torch.zeros(answer[:, 0].shape, dtype=torch.long)
@@ -81,7 +81,8 @@ def test_a_base_counts_by_its_agreement_to_the_fourth_and_less_beside_many_strok
         asked.trust(score, strokes_per_class)
         return float(asked.loss(answer, torch.zeros_like(answer), labels))
 
-    assert loss(0.5, 4) == pytest.approx(loss(1.0, 4) / 16)
+    assert loss(0.9, 4) == pytest.approx(loss(1.0, 4) * 0.9**8)
+    assert loss(0.6, 4) < loss(1.0, 4) / 50
     assert loss(1.0, 20) == pytest.approx(loss(1.0, 5) / 4)
     assert loss(0.0, 4) == 0 < loss(1.0, 4)
     asked.trust(0.0, 4)

@@ -304,17 +304,16 @@ def test_that_the_base_is_being_scored_is_said_first(tuned: Model, scratch: Mode
     assert isinstance(run(scratch, image, strokes(inside))[0][0], TrainingStarted)
 
 
-def test_few_tiles_of_what_is_learnt_from_tell_how_far_the_base_is_trusted(
-    scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_is_asked_about_what_is_learnt_from_too(scratch: Model) -> None:
     image, inside = blobs(320)
     base = Model(scratch.network, scratch.card.replace(n_steps=1))
 
-    def n_scored(n_tiles: int) -> int:
-        monkeypatch.setattr(training, "QUICK_TILES", n_tiles)
-        events, _ = run(base, image, strokes(inside), TINY.replace(max_steps=1))
+    def n_scored(base_worth_strokes: float) -> int:
+        config = TINY.replace(max_steps=1, base_worth_strokes=base_worth_strokes)
+        events, _ = run(base, image, strokes(inside), config)
         return next(event.n_tiles for event in events if isinstance(event, BaseScoring))
 
-    assert n_scored(5) - n_scored(2) == 3
+    assert n_scored(100.0) > n_scored(0.0) > 0
 
 
 def test_all_steps_end_the_run(scratch: Model) -> None:

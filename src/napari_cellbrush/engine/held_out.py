@@ -26,7 +26,7 @@ from napari_cellbrush.engine.unet import UNet
 
 #: Tiles of held-out strokes scored at a time; enough for a stable score, few enough to stay fast on dense labels.
 _MAX_SCORED_TILES = 24
-#: The same where strokes wait for the score, or the first step.
+#: The same where strokes wait for the score.
 QUICK_TILES = 8
 #: Side of what a tile answers at least, in network pixels: the same evidence however deep the network is.
 _ANSWERED_PX = 64

@@ -25,7 +25,7 @@ from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, collect_annotation, hold_out, rescaled
 from napari_cellbrush.engine.device import Device, choose_device, is_out_of_memory
 from napari_cellbrush.engine.diameter import Painted, diameter_as_seen, object_diameter
-from napari_cellbrush.engine.held_out import QUICK_TILES, HeldOut, HeldOutScore
+from napari_cellbrush.engine.held_out import HeldOut, HeldOutScore
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import (
     Model,
@@ -209,7 +209,7 @@ def _train(
                          known_classes(base, classes))
     elif base.card.n_steps > 0 and knows_all(base, classes):
         # Strokes that are learnt from say how far the base can be trusted; held-out ones are for scores alone.
-        trusted = HeldOut(sources, learnt, config, start.network, device, QUICK_TILES) if teacher else None
+        trusted = HeldOut(sources, learnt, config, start.network, device) if teacher else None
         yield BaseScoring(sum(strokes.n_tiles for strokes in (held_out, trusted) if strokes))
         scored, agreeing = (strokes.score(learner.averaged, stop) if strokes else None
                             for strokes in (held_out, trusted))
