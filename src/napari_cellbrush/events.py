@@ -198,7 +198,8 @@ class ContinuousScored:
 
 @dataclass(frozen=True, eq=False)
 class Improved:
-    """Weights that score better on the held-out strokes than the base and than any before them."""
+    """Weights that score better on the held-out strokes than the base and than any before them, or as well as any
+    before them and know more strokes."""
 
     generation: int
     step: int

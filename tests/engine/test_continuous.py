@@ -372,6 +372,29 @@ def test_weights_that_know_more_strokes_take_over_where_held_out_ones_cannot_tel
     live.end()
 
 
+def test_weights_do_not_know_strokes_before_a_step_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = Live(CONFIG.replace(patience=9))
+    calls: list[None] = []
+
+    def score(*_: Any) -> HeldOutScore | None:
+        calls.append(None)
+        if len(calls) == 2:
+            # Painted during a score, which is given up and made up for at once.
+            live.inbox.put([painted(14)])
+            return None
+        return HeldOutScore(1.0, 1.0)
+
+    monkeypatch.setattr(held_out.HeldOut, "score", score)
+    live.inbox.put([painted(12)])
+    live.until(Improved)
+    assert live.until(ContinuousScored).generation == 2
+    live.until(Improved)
+    taken = next(i for i, event in enumerate(live.events) if isinstance(event, StrokesTaken) and event.generation == 2)
+    kinds = [type(event) for event in live.events[taken + 1:]]
+    assert kinds.index(ContinuousScored) < kinds.index(ContinuousStep) < kinds.index(Improved)
+    live.end()
+
+
 def test_it_learns() -> None:
     live = Live(CONFIG.replace(validate_every=10, ema_decay=0.9, max_steps=100, learning_rate=1e-3, patience=20))
     live.inbox.put([painted(32)])

@@ -86,7 +86,7 @@ def test_a_base_that_agrees_with_few_strokes_keeps_its_answers_elsewhere(scratch
         after = segment_array(tuned.model, Planes(image, "YX"), "probabilities")
         return float(np.abs(after - before)[:, few == 0].mean())
 
-    assert moved(200.0) < 0.5 * moved(0.0)
+    assert moved(TrainingConfig().base_worth_strokes) < 0.5 * moved(0.0)
 
 
 def test_strokes_that_contradict_the_base_are_learnt(scratch: Model) -> None:
@@ -585,7 +585,7 @@ def test_a_base_that_knows_one_size_learns_at_that_size_and_remembers(scratch: M
     image, inside = blobs()
     events, result = run(base, image, strokes(inside), TINY.replace(diameter_px=diameter))
     started = next(event for event in events if isinstance(event, TrainingStarted))
-    assert (started.diameter_px, started.scale) == (diameter, 20 / diameter)
+    assert (started.diameter_px, started.scale) == (diameter, base.card.scale_for(diameter)) != (diameter, 1.0)
     assert started.n_training_pixels + started.n_held_out_pixels <= np.count_nonzero(strokes(inside))
     assert (result.model.card.diameter_px, result.model.card.image_diameter_px) == (20, diameter)
     again = run(result.model, image, strokes(inside))[0]

@@ -155,11 +155,10 @@ def test_the_next_file_goes_where_the_last_one_went_and_starts_without_a_word(vi
     assert dock.session.export.notice.text.startswith("Saved cells.tif")
     second = viewer.add_labels(np.ones((8, 9), int), name="cells")
     assert second.name == "cells [1]"
-    dock._on_layer_chosen(str(second.unique_id))
-    assert dock.path.text() == str(tmp_path / "cells-1.tif")
+    for layer, name in ((first, "cells.tif"), (second, "cells-1.tif")):
+        dock.layer.chosen.emit(str(layer.unique_id))
+        assert dock.path.text() == str(tmp_path / name)
     assert not dock.session.export.notice.text
-    dock._on_layer_chosen(str(first.unique_id))
-    assert dock.path.text() == str(tmp_path / "cells.tif")
 
 
 def test_a_path_that_somebody_wrote_stays_when_results_change(viewer, dock):

@@ -204,8 +204,15 @@ def test_who_had_all_of_the_image_segmented_gets_all_of_it_anew(viewer, painted,
     person.wait(lambda: not session.segmentation.busy)
     assert session.model == "cells model-2"
     assert "the view of" not in session.segmentation.notice.text
-    assert layers.note_of(viewer.layers["cells classes"])["provenance"]["model"] == "cells model-2"
-    assert viewer.layers["cells classes"].data.all()
+    for name, model in (("cells classes", "tiny"), ("cells classes [1]", "cells model-2")):
+        assert layers.note_of(viewer.layers[name])["provenance"]["model"] == model
+        assert viewer.layers[name].data.all()
+    # Of another kind of result there was nothing.
+    session.set_options(output="probabilities")
+    person.click(painted.finetune.run.button)
+    finished(painted, person)
+    person.wait(lambda: not session.segmentation.busy)
+    assert "the view of" in session.segmentation.notice.text
 
 
 def test_revert_goes_back_to_the_model_before_and_keeps_the_new_one(painted, person):

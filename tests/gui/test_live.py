@@ -28,7 +28,6 @@ from napari_cellbrush.napari_ui.live import REPAINT_MS
 from napari_cellbrush.napari_ui.live_runs import KeptModel, LearnTask, learn_strokes
 from napari_cellbrush.napari_ui.workbench import workbench_for
 from napari_cellbrush.napari_ui.worker import one_blas_thread
-from napari_cellbrush.session import Checkpoint
 
 
 @pytest.fixture
@@ -324,7 +323,7 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
     assert visible(viewer) == ["cells", "cells classes", "cells annotation"]
 
 
-def test_a_model_that_learnt_from_more_strokes_stays_chosen_when_live_ends(viewer, workspace, image, person, tuned):
+def test_a_model_that_was_chosen_while_live_was_on_stays_chosen(viewer, workspace, image, person, tuned):
     viewer.add_image(image, name="cells")
     viewer.reset_view()
     QTest.qWait(50)
@@ -333,11 +332,11 @@ def test_a_model_that_learnt_from_more_strokes_stays_chosen_when_live_ends(viewe
     person.wait(lambda: "two classes" in session.live.notice.text)
     paint_two_classes(viewer, person, live)
     person.wait(lambda: "Tuned model: 1.01" in session.live.notice.text)
-    session.add_checkpoint(Checkpoint("tiny", 3, 0.9, None))
+    session.choose_model("cells")
     person.click(workspace.annotate.live.button)
     person.wait(lambda: "saved as 'cells live'" in session.live.notice.text)
-    assert session.model == "tiny"
-    assert "'tiny', which learnt from more strokes, stays chosen" in session.live.notice.text
+    assert session.model == "cells"
+    assert "'cells', chosen meanwhile, stays chosen" in session.live.notice.text
 
 
 def test_live_and_objects_hide_each_other(viewer, workspace, image, person, specks):

@@ -44,7 +44,7 @@ from napari_cellbrush.events import (
     Waiting,
 )
 
-#: Weights that score less than this above the best are not worth segmenting the image anew.
+#: Weights that score less than this above the best of the same strokes are not worth segmenting the image anew.
 LEAST_GAIN = 0.005
 #: Seconds that a step may take: new strokes and a pause wait for its end. Slow devices learn from fewer patches a step.
 LONGEST_STEP_S = 0.5
@@ -199,6 +199,8 @@ class _Continuous:
         self._sources = [Resampled(image, self._scale) for image in images]
         self._hold_out = GrowingHoldOut(config.held_out_fraction, config.seed)
         self.generation = 0
+        #: The newest strokes that the present weights made a step on.
+        self._learnt_generation = 0
         self._has_grown = False
         self._n_patches = config.batch_size
         self._annotation: Annotation | None = None
@@ -285,6 +287,7 @@ class _Continuous:
             self._painted = self._split.train.painted_classes
         began = time.perf_counter()
         loss = self._learner.step(*self._patches.next_batch(self._n_patches))
+        self._learnt_generation = self.generation
         is_first = self._learner.n_steps == 1  # which also chooses kernels
         if not is_first and time.perf_counter() - began > LONGEST_STEP_S:
             self._n_patches = max(1, self._n_patches // 2)
@@ -304,8 +307,8 @@ class _Continuous:
         best = self._best
         better = self._is_better(scored)
         if better:
-            best = _Best(copy.deepcopy(self._learner.averaged), self._learner.n_steps, self.generation, scored,
-                         self._base_score)
+            best = _Best(copy.deepcopy(self._learner.averaged), self._learner.n_steps, self._learnt_generation,
+                         scored, self._base_score)
             self._best, self._rounds_without_better = best, 0
         else:
             self._rounds_without_better += 1
@@ -319,17 +322,17 @@ class _Continuous:
             yield from self._settle()
 
     def _is_better(self, scored: HeldOutScore) -> bool:
-        """Whether weights with this score are worth it: better than the base, and than the best of the same strokes.
+        """Whether weights with this score are worth it: better than the base and than the best of the same strokes.
 
-        Best weights that do not know the newest strokes have to be better, or few held-out ones, of which all are
-        right, would keep them for ever.
+        Than the best that know fewer strokes they need not be worse: few held-out ones, all of them right, would keep
+        those for ever.
         """
         if self._base_score is not None and scored.iou < self._base_score + LEAST_GAIN:
             return False
         if self._best is None:
             return True
-        is_newer = self.generation > self._best.generation
-        return scored.iou >= self._best.scored.iou + (-LEAST_GAIN if is_newer else LEAST_GAIN)
+        is_newer = self._learnt_generation > self._best.generation
+        return scored.iou >= self._best.scored.iou + (0.0 if is_newer else LEAST_GAIN)
 
     def _settle(self) -> Generator[ContinuousEvent, None, None]:
         if self._has_grown:

@@ -161,7 +161,7 @@ class Measurement(NamedTuple):
     """Of one image."""
 
     diameter_px: float
-    #: Share of the pixels that lie, surely, in objects of the right size.
+    #: Share of the pixels that lie, surely, in objects of the right size; counted less at scales that are seldom right.
     evidence: float
 
 

@@ -23,7 +23,7 @@ from napari_cellbrush.errors import ModelError
 NORMALISATION = "percentile-1-99.8"
 #: Images are reduced and enlarged at most this much.
 SCALES = (1 / 8, 3.0)
-#: Scales nearer to 1 than this factor are not worth resampling.
+#: Objects nearer to the network's size than this factor are seen as they are.
 TOLERATED_SCALE = 1.4
 #: Images are not reduced to the very size the network knows but left this much larger: it finds as many objects, and
 #: draws them better. (Measured diameters, six training images of phase contrast: average precision at 0.5 and 0.75 of

@@ -51,7 +51,7 @@ class Teacher:
     meant
         Float, classes of the base × classes to answer: the share of each that is meant by another.
     worth
-        How many strokes of each class a base is worth that is right about every stroke.
+        How many strokes of each class a base is worth that agrees with all of them, see :func:`agreement`.
     device
         Where to compute.
     """
@@ -156,12 +156,15 @@ def agreement(confusion: NDArray[np.int64], classes: Sequence[ClassDefinition]) 
     Returns
     -------
     float
-        Mean intersection over union, in [0, 1], of the painted classes that are no boundary; 0 without any.
+        Mean intersection over union, in [0, 1], of the painted classes that are no boundary; of all, where fewer than
+        two are, for who calls everything by one name is right about that one. 0 without any.
     """
     asked = [number for number, (row, definition) in enumerate(zip(confusion, classes, strict=False))
              if definition.role != "boundary" and row.any()]
+    if len(asked) < 2:
+        return iou_from_confusion(confusion).mean if confusion.any() else 0.0
     scores = iou_from_confusion(np.where(np.isin(np.arange(len(confusion)), asked)[:, None], confusion, 0)).per_class
-    return float(np.mean([scores[number] for number in asked])) if asked else 0.0
+    return float(np.mean([scores[number] for number in asked]))
 
 
 def teacher_for(base: Model, n_channels: int, classes: tuple[ClassDefinition, ...], config: TrainingConfig,

@@ -214,9 +214,8 @@ class Annotating(QObject):
 
     def take_up(self) -> None:
         """Give mouse and keys to the strokes of the chosen image, if it is objects that have them."""
-        session, viewer = self._session, self._book.viewer
-        layer = self._book.layer(session.annotation_of(session.image.key) or "") if session.image else None
-        active = viewer.layers.selection.active
+        session, active = self._session, self._book.viewer.layers.selection.active
+        layer = self.layer_of(session.image.key) if session.image else None
         if layer is not None and active is not None and str(active.unique_id) == session.correction.layer:
             self._ready(layer)
 

@@ -107,7 +107,6 @@ class ExportDock(Dock):
     def _show_mask(self) -> None:
         self._edited_path = self._is_writing_size = False
         self.axes.setText(self.bench.exporting.axes(self._mask) if self._mask else "")
-        self._forget_notice()
 
     def _refresh_formats(self) -> None:
         offered = self.bench.exporting.formats(self._mask) if self._mask else ("tiff", "compact")
@@ -185,6 +184,7 @@ class ExportDock(Dock):
             self._show_mask()
             self._refresh_formats()
             self._show_format()
+            self._forget_notice()
 
     def _on_format_chosen(self, _: str) -> None:
         self._show_format()
@@ -236,7 +236,7 @@ class ExportDock(Dock):
         self.bench.exporting.start(mask, path, self.axes.text(), overwrite=overwrite, format=self._format())
 
     def _may_overwrite(self, path: Path) -> bool:
-        answer = QMessageBox.question(self, "Export", f"{path.name} exists already. Replace it?")
+        answer = QMessageBox.question(self, "Export", f"{path} exists already. Replace it?")
         return answer == QMessageBox.StandardButton.Yes
 
 

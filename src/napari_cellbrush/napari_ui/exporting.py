@@ -53,7 +53,8 @@ class Exporting(QObject):
     def default_path(self, mask: MaskEntry, format: ExportFormat = "tiff") -> Path:
         """A file where one was written last, or beside the layer's (or its image's) own, or in the home folder."""
         paths = self._paths(self._bench.book.layer(mask.key))
-        folder = self._folder or (paths[0].parent if paths else Path.home())
+        beside = paths[0].parent if paths else Path.home()
+        folder = self._folder if self._folder and self._folder.is_dir() else beside
         return folder / f"{_file_stem(mask.name)}{ENDINGS[format]}"
 
     def axes(self, mask: MaskEntry) -> str:

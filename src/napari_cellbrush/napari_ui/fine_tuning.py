@@ -152,10 +152,11 @@ class FineTuning(QObject):
         self._session.finish_training(outcome)
         self._run.end(outcome_in_words(outcome), "success" if outcome.improved else "warning")
         if outcome.improved and self._session.options.segment_after_training:
-            # Whoever had all of the image segmented wants all of it anew, not a part beside what is hidden now.
+            # Whoever had all of the image segmented wants all of it anew, beside the earlier result.
             image, results = self._session.image, self._bench.segmenting.results
-            had_whole = image is not None and results.holds_whole_of_another(image, tuned.name)
-            self._bench.segmenting.start("layer" if had_whole else "view")
+            output = self._session.options.output
+            had_whole = image is not None and results.holds_whole_of_another(image, tuned.name, output)
+            self._bench.segmenting.start("layer" if had_whole else "view", beside=True)
 
     def _on_failed(self, error: CellbrushError) -> None:
         self._job = None

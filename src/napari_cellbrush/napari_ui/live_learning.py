@@ -68,6 +68,8 @@ class LiveLearning(QObject):
         self._kept: KeptModel | None = None
         #: Painted when strokes were last taken in.
         self._n_strokes = 0
+        #: Chosen in Segment when Live was switched on.
+        self._model_before = ""
         #: What the best model learnt from.
         self._n_strokes_of_best = 0
 
@@ -125,7 +127,8 @@ class LiveLearning(QObject):
 
         session, book = self._session, self._bench.book
         self._inbox = StrokeInbox()
-        self._kept = self._kept or KeptModel(f"{self._images[0].name} live"[:60])
+        if self._kept is None:
+            self._kept, self._model_before = KeptModel(f"{self._images[0].name} live"[:60]), session.model
         planes = tuple(layers.planes_of(book.layer(image.key), image.axes) for image in self._images)
         task = LearnTask(session.base, planes, session.classes, session.training_config, session.options.device_name,
                          self._inbox, self._pause, self._kept)
@@ -156,11 +159,10 @@ class LiveLearning(QObject):
     def _on_saved(self, n_strokes: int, saved: LiveModel | None) -> None:
         if saved is not None:
             self._bench.take_library(saved.library)
-            others = [made for made in self._session.timeline if made.name == self._session.model]
-            learnt_more = any(made.n_strokes > n_strokes for made in others)
+            chosen_meanwhile = self._session.model != self._model_before
             self._session.add_checkpoint(Checkpoint(saved.name, n_strokes, saved.score, None))
-            chosen = f"'{self._session.model}', which learnt from more strokes, stays chosen"
-            if not learnt_more:
+            chosen = f"'{self._session.model}', chosen meanwhile, stays chosen"
+            if not chosen_meanwhile:
                 self._session.choose_model(saved.name)
                 chosen = "it is chosen in Segment"
             self._session.live.say(f"The model that learnt from your strokes is saved as '{saved.name}'; {chosen}.",

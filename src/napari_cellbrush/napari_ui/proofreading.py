@@ -104,8 +104,10 @@ class Proofreading(QObject):
         self._bench.after_drag(partial(self._start, layer_key))
 
     def take_up(self) -> None:
-        """Give mouse and keys back to the layer that is being corrected, if there is one."""
-        if self._layer is not None:
+        """Give mouse and keys back to the objects that are being corrected, if it is strokes that have them."""
+        active = self._book.viewer.layers.selection.active
+        if self._layer is not None and str(getattr(active, "unique_id", "")) in self._session.annotations.values():
+            self._bench.segmenting.results.show_alone(self._layer)
             self._book.viewer.layers.selection.active = self._layer
 
     def _start(self, layer_key: str, activate: bool = True) -> None:
@@ -123,7 +125,7 @@ class Proofreading(QObject):
         self._bench.segmenting.results.show_alone(layer)
         self._marks = Marks(self._book, layer, layers.mask_axes(layer))
         if activate:
-            self.take_up()
+            self._book.viewer.layers.selection.active = layer
         layer.mode = "pan_zoom"
         for key, action in self._keys().items():
             layer.bind_key(key, _without_layer(action), overwrite=True)

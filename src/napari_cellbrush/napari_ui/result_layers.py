@@ -160,11 +160,13 @@ class ResultLayers:
             self._hide_results_of(image)
             layer.visible = True
 
-    def holds_whole_of_another(self, image: ImageEntry, model: str) -> bool:
-        """Whether a glance at a part of an image would wipe what another model said of all of it."""
+    def holds_whole_of_another(self, image: ImageEntry, model: str, output: OutputKind | None = None) -> bool:
+        """Whether a glance at a part of an image would wipe what another model said of all of it, in that kind."""
         found = [self._book.layer(key) for (image_key, _), key in self._keys.items() if image_key == image.key]
         notes = [layers.note_of(layer) for layer in found if layer is not None]
-        return any(note.get("whole") and note.get("provenance", {}).get("model") != model for note in notes)
+        kind = "probability" if output == "probabilities" else output
+        return any(kind in (None, note.get("output")) and note.get("whole")
+                   and note.get("provenance", {}).get("model") != model for note in notes)
 
     def _labels(self, image: ImageEntry, image_layer: Layer, kind: str, dtype: np.dtype[Any], fresh: bool) -> Labels:
         def make() -> Labels:

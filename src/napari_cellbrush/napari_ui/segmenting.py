@@ -63,19 +63,22 @@ class Segmenting(QObject):
         self._whole = False
         bench.book.removed.connect(self._on_layer_removed)
 
-    def start(self, scope: Scope | None = None, output: OutputKind | None = None) -> None:
-        """Segment as the session's options say, or otherwise; ends at once, with a sentence, if that cannot be."""
-        options = self._session.options
-        self._bench.after_drag(partial(self._start, scope or options.scope, output or options.output))
+    def start(self, scope: Scope | None = None, output: OutputKind | None = None, *, beside: bool = False) -> None:
+        """Segment as the session's options say, or otherwise; ends at once, with a sentence, if that cannot be.
 
-    def _start(self, scope: Scope, output: OutputKind) -> None:
+        With ``beside``, what another model said of all of an image stays, in layers of its own.
+        """
+        options = self._session.options
+        self._bench.after_drag(partial(self._start, scope or options.scope, output or options.output, beside))
+
+    def _start(self, scope: Scope, output: OutputKind, beside: bool) -> None:
         if self._run.busy or self._session.why_not_segment():
             return
         viewer_layers = self._bench.book.viewer.layers
         before = set(viewer_layers)
         try:
             with memory_in_words("making room for the result"):
-                task = self._prepare(scope, output)
+                task = self._prepare(scope, output, beside)
         except CellbrushError as error:
             self._sheets = []
             for layer in [layer for layer in viewer_layers if layer not in before]:
@@ -96,7 +99,7 @@ class Segmenting(QObject):
 
     # ------------------------------------------------------------------------------------------------ before
 
-    def _prepare(self, scope: Scope, output: OutputKind) -> runs.SegmentationTask:
+    def _prepare(self, scope: Scope, output: OutputKind, beside: bool) -> runs.SegmentationTask:
         session, options = self._session, self._session.options
         chosen = [image for image in session.images if image.axes] if scope == "all" else [session.image]
         images = [image for image in chosen if image is not None]
@@ -106,8 +109,9 @@ class Segmenting(QObject):
         model = session.find_model(session.model)
         classes = model.card.classes if model is not None else session.classes
         self._whole = scope in ("layer", "all")
+        beside = beside or not self._whole
         self._sheets = [self.results.sheet(image, output, classes, fresh=options.keep_earlier or (
-            not self._whole and self.results.holds_whole_of_another(image, session.model))) for image in images]
+            beside and self.results.holds_whole_of_another(image, session.model))) for image in images]
         targets = [self._with_earlier(target, sheet) for target, sheet in zip(bare, self._sheets, strict=True)]
         self._accepted = [target.accepted for target in targets]
         names = f"'{images[0].name}'" if len(images) == 1 else f"{len(images)} images"
