@@ -579,13 +579,14 @@ def test_nothing_of_a_finished_run_stays_in_memory(scratch: Model, monkeypatch: 
     assert [reference() for reference in learners] == [None]
 
 
-@pytest.mark.parametrize("diameter", [60.0, 8.0])
-def test_a_base_that_knows_one_size_learns_at_that_size_and_remembers(scratch: Model, diameter: float) -> None:
+@pytest.mark.parametrize(("diameter", "scale"), [(60.0, 1.2 * 20 / 60), (8.0, 20 / 8)])
+def test_a_base_that_knows_one_size_learns_at_that_size_and_remembers(scratch: Model, diameter: float, scale: float
+                                                                      ) -> None:
     base = Model(scratch.network, scratch.card.replace(diameter_px=20.0))
     image, inside = blobs()
     events, result = run(base, image, strokes(inside), TINY.replace(diameter_px=diameter))
     started = next(event for event in events if isinstance(event, TrainingStarted))
-    assert (started.diameter_px, started.scale) == (diameter, base.card.scale_for(diameter)) != (diameter, 1.0)
+    assert (started.diameter_px, started.scale) == (diameter, pytest.approx(scale))
     assert started.n_training_pixels + started.n_held_out_pixels <= np.count_nonzero(strokes(inside))
     assert (result.model.card.diameter_px, result.model.card.image_diameter_px) == (20, diameter)
     again = run(result.model, image, strokes(inside))[0]

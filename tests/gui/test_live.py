@@ -294,16 +294,17 @@ def tuned(tiny_model, monkeypatch):
     return model
 
 
-def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_kept(viewer, workspace, image, person,
-                                                                                   tuned):
-    viewer.add_image(image, name="cells")
-    viewer.reset_view()
-    QTest.qWait(50)
-    person.click(workspace.annotate.live.button)
-    live, session = workspace.annotate.bench.live, workspace.session
-    person.wait(lambda: "two classes" in session.live.notice.text)
+@pytest.fixture
+def tuned_live(tuned, live, viewer, workspace, person):
+    """Live with two classes painted, and a tuned model that scores better."""
     paint_two_classes(viewer, person, live)
-    person.wait(lambda: "Tuned model: 1.01" in session.live.notice.text)
+    person.wait(lambda: "Tuned model: 1.01" in workspace.session.live.notice.text)
+    return live
+
+
+def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_kept(viewer, workspace, image, person,
+                                                                                   tuned, tuned_live):
+    session = workspace.session
     expected = segment_array(tuned, Planes(image, "YX"))
     person.wait(lambda: np.array_equal(mask(viewer), expected))
     made = layers.note_of(viewer.layers["cells live"])["provenance"]
@@ -323,15 +324,8 @@ def test_the_mask_is_the_tuned_models_where_it_scores_better_and_the_model_is_ke
     assert visible(viewer) == ["cells", "cells classes", "cells annotation"]
 
 
-def test_a_model_that_was_chosen_while_live_was_on_stays_chosen(viewer, workspace, image, person, tuned):
-    viewer.add_image(image, name="cells")
-    viewer.reset_view()
-    QTest.qWait(50)
-    person.click(workspace.annotate.live.button)
-    live, session = workspace.annotate.bench.live, workspace.session
-    person.wait(lambda: "two classes" in session.live.notice.text)
-    paint_two_classes(viewer, person, live)
-    person.wait(lambda: "Tuned model: 1.01" in session.live.notice.text)
+def test_a_model_that_was_chosen_while_live_was_on_stays_chosen(workspace, person, tuned_live):
+    session = workspace.session
     session.choose_model("cells")
     person.click(workspace.annotate.live.button)
     person.wait(lambda: "saved as 'cells live'" in session.live.notice.text)

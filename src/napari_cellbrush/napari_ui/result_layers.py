@@ -96,7 +96,7 @@ class ResultLayers:
             Make new layers in every case.
         """
         layer = self._book.layer(image.key)
-        self._hide_results_of(image)
+        self._hide_results(image.key)
         sheet = Sheet(image, layers.labels_axes(image.axes))
         if output == "probabilities":
             sheet.probabilities = [self._probability(image, layer, definition, fresh) for definition in classes]
@@ -157,7 +157,7 @@ class ResultLayers:
         key = self._keys.get((image.key, "live"), "")
         layer = self._book.layer(key)
         if key in self._eclipsed and layer is not None:
-            self._hide_results_of(image)
+            self._hide_results(image.key)
             layer.visible = True
 
     def holds_whole_of_another(self, image: ImageEntry, model: str, output: OutputKind | None = None) -> bool:
@@ -205,9 +205,6 @@ class ResultLayers:
         """Show a layer, and no other result of its image."""
         self._hide_results(str(layers.note_of(layer).get("image", "")))
         layer.visible = True
-
-    def _hide_results_of(self, image: ImageEntry) -> None:
-        self._hide_results(image.key)
 
     def _hide_results(self, image_key: str) -> None:
         """One kind of result is shown at a time: on top of each other they cannot be told apart."""
