@@ -73,7 +73,7 @@ class Scene:
         self.pixels = self.planes.read((), *self.region)
         # Where the truth is classes, they are others than the model's.
         diameter = median_diameter(mask) if kind == "objects" else object_diameter(
-            model, [self.planes], 0, choose_device(), classes=classes_from_names(["one", "other"]))
+            model, self.planes, 0, choose_device(), classes=classes_from_names(["one", "other"]))
         self.source = FeatureSource(model, self.planes, model.card.scale_for(diameter), choose_device(), KEPT_BYTES)
         # The forest's own filters, for all seeds.
         self.forest_features = pixel_features(self.pixels)

@@ -65,7 +65,7 @@ class Scene:
         self.truth = objects_to_classes(mask) if kind == "objects" else (mask + 1).astype(np.uint8)
         self.n_classes = len(classes)
         planes, device = Planes(image, axes, stem), choose_device("cpu")
-        scale = model.card.scale_for(object_diameter(model, [planes], 0, device, classes=classes))
+        scale = model.card.scale_for(object_diameter(model, planes, 0, device, classes=classes))
         self._source = FeatureSource(model, planes, scale, device, budget_bytes=2**30)
         self.has_all_classes = len(np.unique(self.truth[self.truth > 0])) == self.n_classes
         whole = (slice(0, planes.shape_yx[0]), slice(0, planes.shape_yx[1]))

@@ -80,6 +80,10 @@ UNPADDED = 0.1
 PADDED_SIZE = 192
 UNPADDED_SIZE = 380
 INVERT = 0.25
+#: Share of the patches whose structure, finer than a Gaussian's standard deviation in this range, in the network's
+#: pixels, is changed by a factor in that range. Images of one set come from one microscope; a network that is shown no
+#: others takes its halos for what tells cells.
+OTHER_OPTICS, OPTICS_SIGMA_PX, OPTICS_GAIN = 0.5, (1.5, 10.0), (-0.6, 1.2)
 #: Channels after those of the classes: distance to the rim, rows and columns to the centre; in radii of the objects
 #: that the network is to see.
 N_SHAPE = 3
@@ -160,6 +164,7 @@ class Images:
                                          columns[(columns >= 0) & (columns < width)])]
         image = functional.interpolate(torch.from_numpy(grey)[None, None], size=(size, size), mode="bilinear",
                                        antialias=enlarged < 1, align_corners=False)[0]
+        image = self._as_through_other_optics(image)
         return image, functional.interpolate(torch.from_numpy(truth)[None, None], size=(size, size),
                                              mode="nearest-exact")[0, 0].int()
 
@@ -177,6 +182,13 @@ class Images:
         shares = self.random.dirichlet(np.full(len(image), 3.0)).astype(np.float32)
         grey = np.tensordot(shares, image, axes=1).astype(np.float32)
         return -grey if self.random.random() < INVERT else grey
+
+    def _as_through_other_optics(self, image: Tensor) -> Tensor:
+        """The image 1YX, at the network's scale, with fine structure and halos stronger or weaker than they are."""
+        if self.random.random() >= OTHER_OPTICS:
+            return image
+        coarse = ndimage.gaussian_filter(image[0].numpy(), self.random.uniform(*OPTICS_SIGMA_PX), mode="mirror")
+        return image + self.random.uniform(*OPTICS_GAIN) * (image - torch.from_numpy(coarse))
 
 
 def _objects(truth: NDArray[np.generic]) -> NDArray[np.int64]:

@@ -93,10 +93,11 @@ class TrainingStarted:
     no_score_reason: str
     #: The base model's score on the held-out pixels, in [0, 1]; None where it cannot be measured.
     base_score: float | None
-    #: Diameter of the objects, in image pixels, that the run goes by; None for a base that works at any scale.
-    diameter_px: float | None = None
-    #: Network pixels per image pixel.
-    scale: float = 1.0
+    #: Diameter of the objects of each image, in its pixels, that the run goes by; empty for a base that works at any
+    #: scale.
+    diameters_px: tuple[float, ...] = ()
+    #: Network pixels per image pixel, of each image.
+    scales: tuple[float, ...] = ()
     #: Connected pieces of one class, over all planes and images.
     n_strokes: int = 0
 

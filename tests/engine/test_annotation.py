@@ -539,7 +539,7 @@ def test_a_reduced_annotation_keeps_every_stroke_and_adds_no_class(scale: float)
     random = np.random.default_rng(0)
     for value, row, column in zip([1, 2, 3] * 8, random.integers(0, 97, 24), random.integers(0, 83, 24), strict=True):
         labels[row, column] = value
-    smaller = rescaled(collect(labels, labels.shape), scale).planes[0].labels
+    smaller = rescaled(collect(labels, labels.shape), [scale]).planes[0].labels
     assert smaller.shape == (round(97 * scale), round(83 * scale))
     for row, column in np.argwhere(labels):
         assert smaller[min(int((row + 0.5) * scale), len(smaller) - 1),
@@ -550,13 +550,13 @@ def test_a_reduced_annotation_keeps_every_stroke_and_adds_no_class(scale: float)
 def test_where_labels_become_one_pixel_the_most_frequent_class_wins() -> None:
     labels = np.zeros((8, 8), np.uint8)
     labels[0, :4], labels[1, 0], labels[4, 4] = 2, 1, 3
-    smaller = rescaled(collect(labels, labels.shape), 0.25).planes[0].labels
+    smaller = rescaled(collect(labels, labels.shape), [0.25]).planes[0].labels
     np.testing.assert_array_equal(smaller, [[2, 0], [0, 3]])
 
 
 def test_an_enlarged_annotation_is_the_same_picture() -> None:
     labels = np.random.default_rng(1).integers(0, 4, (9, 7)).astype(np.uint8)
-    larger = rescaled(collect(labels, labels.shape), 3.0).planes[0].labels
+    larger = rescaled(collect(labels, labels.shape), [3.0]).planes[0].labels
     np.testing.assert_array_equal(larger, np.kron(labels, np.ones((3, 3), np.uint8)))
 
 

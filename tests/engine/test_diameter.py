@@ -7,19 +7,23 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label, regionprops
+from skimage.morphology import erosion
+from skimage.segmentation import clear_border
 from tests.engine.test_inference import make_model
 
 from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, InferenceConfig, classes_from_names
 from napari_cellbrush.engine import diameter
-from napari_cellbrush.engine.annotation import collect_annotation
+from napari_cellbrush.engine.annotation import collect_annotation, objects_to_classes
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.diameter import (
     Measurement,
     Painted,
-    diameter_as_seen,
+    diameter_of_whole,
     diameter_on_strokes,
     measured_diameter,
+    measured_in_relation,
     object_diameter,
+    object_diameters,
 )
 from napari_cellbrush.engine.inference import segment_array, segment_planes
 from napari_cellbrush.engine.model import Model
@@ -151,7 +155,7 @@ def test_strokes_are_asked_where_the_image_alone_says_too_little(monkeypatch: py
 
     def found(measured: Measurement | None, stated_px: float = 0) -> float | None:
         monkeypatch.setattr(diameter, "measured_diameter", lambda *_: measured)
-        return object_diameter(MODEL, [planes], stated_px, CPU, painted=strokes)
+        return only(object_diameters(MODEL, [planes], stated_px, CPU, painted=strokes))
 
     assert found(None) == pytest.approx(40, rel=0.3)
     assert found(Measurement(15.0, evidence=0.1)) == found(None)
@@ -167,7 +171,7 @@ def test_what_is_seen_of_other_classes_may_enlarge_the_image_but_not_reduce_it(m
     def found(px: float, evidence: float, strokes: Painted | None = None, classes: tuple[ClassDefinition, ...] = ()
               ) -> float | None:
         monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(px, evidence))
-        return object_diameter(MODEL, [planes], 0, CPU, painted=strokes, classes=classes)
+        return only(object_diameters(MODEL, [planes], 0, CPU, painted=strokes, classes=classes))
 
     for px in (12, 60):
         assert found(px, 0.25) == found(px, 0.25, classes=MODEL.card.classes) == px
@@ -204,7 +208,7 @@ def test_strokes_that_the_network_contradicts_at_every_scale_tell_nothing() -> N
     planes = Planes(image, "YX")
     wrong = painted(planes, 1 - image)
     assert diameter_on_strokes(MODEL, [planes], wrong, CPU) is None
-    assert object_diameter(MODEL, [planes], 0, CPU, painted=wrong) == pytest.approx(25, rel=0.25)
+    assert only(object_diameters(MODEL, [planes], 0, CPU, painted=wrong)) == pytest.approx(25, rel=0.25)
     other = replace(painted(planes, image), classes=classes_from_names(["background", "axon"]))
     assert diameter_on_strokes(MODEL, [planes], other, CPU) is None
 
@@ -212,6 +216,14 @@ def test_strokes_that_the_network_contradicts_at_every_scale_tell_nothing() -> N
 def painted(planes: Planes, inside: NDArray[np.float32]) -> Painted:
     """Horizontal dashes over the whole image, but for rims: background is 1, cell is 2."""
     return Painted(collect_annotation([planes], [dashes(inside)], DEFAULT_CLASSES), DEFAULT_CLASSES)
+
+
+def only(diameters: tuple[float, ...] | None) -> float | None:
+    """That of the one image."""
+    if diameters is None:
+        return None
+    (found,) = diameters
+    return found
 
 
 def dashes(inside: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -230,7 +242,7 @@ def test_images_of_any_shape_can_be_measured(shape: tuple[int, ...], axes: str) 
 
 def test_what_is_stated_or_known_from_tuning_comes_before_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diameter, "measured_diameter", lambda *_: Measurement(33.0, evidence=0.5))
-    image = [Planes(discs(20), "YX")]
+    image = Planes(discs(20), "YX")
     tuned = make_model(diameter_px=24.0, image_diameter_px=50.0)
     assert object_diameter(make_model(), image, 12.0, CPU) is None
     assert object_diameter(MODEL, image, 12.0, CPU) == 12
@@ -246,23 +258,93 @@ def test_a_tuned_model_measures_other_images_in_relation_to_its_own(
     monkeypatch.setattr(diameter, "measured_diameter",
                         lambda *_: None if seen_px is None else Measurement(seen_px, evidence=0.5))
     own, other = (Planes(discs(size), "YX") for size in (20, 30))
-    tuned = make_model(diameter_px=24.0, image_diameter_px=50.0, measured_as_px=30.0, tuned_on=(own.fingerprint(),))
-    assert object_diameter(tuned, [other], 0, CPU) == expected
-    assert object_diameter(tuned, [own], 0, CPU) == 50
-    assert object_diameter(tuned, [own, other], 0, CPU) == expected
-    assert object_diameter(tuned, [other], 12, CPU) == 12
+    tuned = make_model(diameter_px=24.0, image_diameter_px=50.0, measured_as_px=30.0,
+                       tuned_on={own.fingerprint(): 50.0})
+    assert object_diameter(tuned, other, 0, CPU) == expected
+    assert object_diameter(tuned, own, 0, CPU) == 50
+    assert object_diameters(tuned, [own, other], 0, CPU) == (50, expected)
+    assert object_diameter(tuned, other, 12, CPU) == 12
     stop = StopToken()
     stop.stop()
-    assert object_diameter(tuned, [other], 0, CPU, stop) is None
+    assert object_diameter(tuned, other, 0, CPU, stop) is None
+
+
+def measures(monkeypatch: pytest.MonkeyPatch, *diameters: float | None) -> None:
+    """What is measured of one image after the other."""
+    answers = iter(diameters)
+
+    def measured(*_: object) -> Measurement | None:
+        px = next(answers)
+        return None if px is None else Measurement(px, evidence=0.5)
+
+    monkeypatch.setattr(diameter, "measured_diameter", measured)
+
+
+def test_images_keep_a_diameter_each_where_they_differ_by_more_than_is_tolerated(monkeypatch: pytest.MonkeyPatch
+                                                                                 ) -> None:
+    images = [Planes(discs(20, 60), "YX")] * 5
+    measures(monkeypatch, 70, 40, None, 66, 44)
+    assert object_diameters(MODEL, images, 0, CPU) == (68, 42, 55, 68, 42)
+    measures(monkeypatch, 20, 21, 22, 24, 27)
+    assert object_diameters(MODEL, images, 0, CPU) == (22, 22, 22, 22, 22)
+    measures(monkeypatch, *[None] * 5)
+    assert object_diameters(MODEL, images, 0, CPU) is None
+    assert object_diameters(MODEL, images, 30, CPU) == (30,) * 5
+
+
+def test_a_model_tuned_on_images_of_two_sizes_knows_each_and_takes_others_as_the_nearest(
+    monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large, other = (Planes(discs(size), "YX") for size in (20, 40, 30))
+    tuned = make_model(diameter_px=24.0, image_diameter_px=55.0, measured_as_px=66.0,
+                       tuned_on={small.fingerprint(): 40.0, large.fingerprint(): 70.0})
+    measures(monkeypatch)
+    assert object_diameters(tuned, [large, small], 0, CPU) == (70, 40)
+    # It finds everything a fifth larger than it is.
+    for seen, taken in ((45, 40), (80, 70), (160, pytest.approx(160 / 1.2)), (20, pytest.approx(20 / 1.2))):
+        measures(monkeypatch, seen)
+        assert object_diameter(tuned, other, 0, CPU) == taken
+
+
+def test_a_card_of_an_earlier_version_knows_one_diameter_for_all_its_images() -> None:
+    card = make_model(diameter_px=24.0, image_diameter_px=50.0, tuned_on=["one", "two"]).card
+    assert card.tuned_on == {"one": 50, "two": 50}
+    assert make_model(tuned_on=["one"]).card.tuned_on == {}
+
+
+@pytest.mark.parametrize("px", [12.0, 30.0])
+def test_whole_objects_tell_the_diameter_and_strokes_do_not(monkeypatch: pytest.MonkeyPatch, px: float) -> None:
+    ids = label(discs(px, 300) > 0.5)
+    whole = objects_to_classes(ids)
+    planes = Planes(discs(px, 300), "YX")
+    measures(monkeypatch, 77, 77, 77)
+
+    def told(labels: NDArray[np.uint8]) -> float | None:
+        annotation = collect_annotation([planes, planes], [labels, np.zeros_like(labels)], DEFAULT_CLASSES)
+        known, of_the_other = diameter_of_whole(Painted(annotation, DEFAULT_CLASSES), 2)
+        assert of_the_other is None
+        return known
+
+    assert told(whole) == pytest.approx(px, rel=0.1)
+    # Without background, or with a hole of unpainted pixels, nobody knows where an object ends.
+    assert told(np.where((whole == 1) & (np.indices(whole.shape)[0] > 0), 0, whole)) is None
+    assert told(np.where(ids % 2 == 0, whole, np.where(erosion(ids, np.ones((3, 3))) > 0, 0, whole))) \
+        == pytest.approx(px, rel=0.1)
+    few = np.isin(ids, np.unique(clear_border(ids))[1:3])
+    around = ndimage.binary_dilation(few, iterations=2)
+    assert told(np.where(around, whole, 0)) is None
+    assert told(dashes(discs(px, 300))) is None
+    annotation = collect_annotation([planes] * 2, [whole, dashes(discs(px, 300))], DEFAULT_CLASSES)
+    found = object_diameters(MODEL, [planes] * 2, 0, CPU, painted=Painted(annotation, DEFAULT_CLASSES))
+    assert found == (pytest.approx(px, rel=0.1), 77)
 
 
 @pytest.mark.usefixtures("knows_discs_of_24_px")
 def test_a_tuned_model_sees_twice_as_large_objects_at_half_the_scale() -> None:
     own, other = (Planes(discs(size), "YX") for size in (20, 40))
-    measured = diameter_as_seen(MODEL, [own], CPU)
-    assert measured == pytest.approx(20, rel=0.2)
-    tuned = make_model(diameter_px=24.0, image_diameter_px=30.0, measured_as_px=measured)
-    assert object_diameter(tuned, [other], 0, CPU) == pytest.approx(60, rel=0.2)
+    ratio = measured_in_relation(MODEL, [own], [30.0], CPU)
+    assert ratio == pytest.approx(20 / 30, rel=0.2)
+    tuned = make_model(diameter_px=24.0, image_diameter_px=30.0, measured_as_px=30 * ratio)
+    assert object_diameter(tuned, other, 0, CPU) == pytest.approx(60, rel=0.2)
 
 
 def test_an_image_has_the_same_fingerprint_under_any_name_and_another_one_another() -> None:
@@ -303,7 +385,7 @@ def test_a_measurement_can_be_stopped_between_tiles(monkeypatch: pytest.MonkeyPa
         return np.full((3, 50, 50), 1 / 3, np.float32)
 
     monkeypatch.setattr(diameter, "_looked_at", look)
-    assert object_diameter(MODEL, [Planes(discs(20), "YX")], 0, CPU, stop) is None
+    assert object_diameter(MODEL, Planes(discs(20), "YX"), 0, CPU, stop) is None
     assert len(seen) == 2
 
 

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import zoom
 
 from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig, TrainingConfig, classes_from_names
-from napari_cellbrush.engine import held_out, training
+from napari_cellbrush.engine import diameter, held_out, training
+from napari_cellbrush.engine.annotation import Annotation
 from napari_cellbrush.engine.device import Device, choose_device
-from napari_cellbrush.engine.diameter import Painted
-from napari_cellbrush.engine.inference import segment_array
+from napari_cellbrush.engine.diameter import Measurement, Painted
+from napari_cellbrush.engine.inference import segment_array, segment_planes
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import Model
+from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.teacher import Teacher
 from napari_cellbrush.engine.training import TrainingResult, scratch_model, train
@@ -105,7 +108,7 @@ def test_held_out_strokes_neither_tell_the_diameter_nor_how_far_the_base_is_trus
     scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Painted] = []
     trusted: list[float] = []
-    monkeypatch.setattr(training, "object_diameter", lambda *given: asked.append(given[-1]))
+    monkeypatch.setattr(training, "object_diameters", lambda *given: asked.append(given[-1]))
     monkeypatch.setattr(Teacher, "trust", lambda self, score, strokes_per_class: trusted.append(strokes_per_class))
     image, inside = blobs()
     base = Model(scratch.network, scratch.card.replace(n_steps=1))
@@ -586,16 +589,43 @@ def test_a_base_that_knows_one_size_learns_at_that_size_and_remembers(scratch: M
     image, inside = blobs()
     events, result = run(base, image, strokes(inside), TINY.replace(diameter_px=diameter))
     started = next(event for event in events if isinstance(event, TrainingStarted))
-    assert (started.diameter_px, started.scale) == (diameter, pytest.approx(scale))
+    assert (started.diameters_px, started.scales) == ((diameter,), (pytest.approx(scale),))
     assert started.n_training_pixels + started.n_held_out_pixels <= np.count_nonzero(strokes(inside))
     assert (result.model.card.diameter_px, result.model.card.image_diameter_px) == (20, diameter)
     again = run(result.model, image, strokes(inside))[0]
-    assert next(event for event in again if isinstance(event, TrainingStarted)).diameter_px == diameter
+    assert next(event for event in again if isinstance(event, TrainingStarted)).diameters_px == (diameter,)
+
+
+def test_each_image_is_learnt_and_segmented_at_its_own_scale(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discs of 18 px, and the same image enlarged: at one size for the network both say the same."""
+    image, inside = blobs(240)
+    images = [image, zoom(image, 3, order=1)]
+    labels = [strokes(inside), strokes(zoom(inside, 3, order=0))]
+    read: list[tuple[int, float, tuple[int, int]]] = []
+    original = Patches.__init__
+
+    def noted(self: Patches, images: Any, annotation: Annotation, *rest: Any) -> None:
+        read.extend((plane.image, images[plane.image].scale, plane.labels.shape) for plane in annotation.planes)
+        original(self, images, annotation, *rest)
+
+    monkeypatch.setattr(Patches, "__init__", noted)
+    monkeypatch.setattr(diameter, "measured_diameter",
+                        lambda model, planes, *_: Measurement(18 * planes.shape_yx[0] / 240, evidence=0.5))
+    base = Model(scratch.network, scratch.card.replace(diameter_px=18.0))
+    events, result = run(base, images, labels)
+    started = next(event for event in events if isinstance(event, TrainingStarted))
+    assert started.diameters_px == (18, 54)
+    assert started.scales == (1, pytest.approx(1.2 / 3))
+    assert read == [(0, 1, (240, 240)), (1, pytest.approx(1.2 / 3), (288, 288))]
+    card = result.model.card
+    assert card.image_diameter_px == card.measured_as_px == 36
+    assert [next(segment_planes(result.model, Planes(each, "YX"), device=CPU)).scale for each in images] \
+        == list(started.scales)
 
 
 def test_a_model_knows_how_large_it_finds_its_own_images(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not how large an earlier one found others; and a model is not lost because it cannot be told."""
-    answers: list[float | Exception] = [33.0, OSError("gone"), ImageError("gone"), RuntimeError("gone")]
+    answers: list[float | Exception] = [0.75, OSError("gone"), ImageError("gone"), RuntimeError("gone")]
 
     def seen(*_: object) -> float:
         answer = answers.pop(0)
@@ -603,14 +633,14 @@ def test_a_model_knows_how_large_it_finds_its_own_images(scratch: Model, monkeyp
             raise answer
         return answer
 
-    monkeypatch.setattr(training, "diameter_as_seen", seen)
-    earlier = scratch.card.replace(diameter_px=20.0, measured_as_px=7.0, tuned_on=("elsewhere",))
+    monkeypatch.setattr(training, "measured_in_relation", seen)
+    earlier = scratch.card.replace(diameter_px=20.0, measured_as_px=7.0, tuned_on={"elsewhere": 9.0})
     image, inside = blobs()
-    for measured_as in (33.0, None, None, None):
+    for measured_as in (30.0, None, None, None):
         events, result = run(Model(scratch.network, earlier), image, strokes(inside), TINY.replace(diameter_px=40))
         card = result.model.card
         assert (card.image_diameter_px, card.measured_as_px) == (40, measured_as)
-        assert card.tuned_on == ((Planes(image, "YX").fingerprint(),) if measured_as else ())
+        assert card.tuned_on == ({Planes(image, "YX").fingerprint(): 40.0} if measured_as else {})
         assert [isinstance(event, TrainingNote) and "gone" in event.text for event in events[-1:]] == [not measured_as]
 
 

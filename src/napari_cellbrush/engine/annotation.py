@@ -145,17 +145,17 @@ def collect_annotation(images: Sequence[Planes], labels: Sequence[Any],
     return annotation
 
 
-def rescaled(annotation: Annotation, scale: float) -> Annotation:
-    """The labels at ``scale`` times their size; no stroke is lost by it.
+def rescaled(annotation: Annotation, scales: Sequence[float]) -> Annotation:
+    """The labels of each image at its scale, so many times their size; no stroke is lost by it.
 
     Where several labelled pixels become one, the most frequent class wins, unlabelled ones having no say.
     """
-    if scale == 1:
-        return annotation
-    return _with_labels(annotation, [_rescaled(plane.labels, scale) for plane in annotation.planes])
+    return _with_labels(annotation, [_rescaled(plane.labels, scales[plane.image]) for plane in annotation.planes])
 
 
 def _rescaled(labels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+    if scale == 1:
+        return labels
     height, width = (max(1, round(size * scale)) for size in labels.shape)
     if scale > 1:
         rows, columns = (np.minimum((np.arange(new) + 0.5) / scale, old - 1).astype(np.intp)

@@ -20,7 +20,7 @@ from napari_cellbrush.config import ClassDefinition, TrainingConfig
 from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, GrowingHoldOut, Split, collect_annotation, rescaled
 from napari_cellbrush.engine.device import Device, choose_device
-from napari_cellbrush.engine.diameter import object_diameter
+from napari_cellbrush.engine.diameter import object_diameters
 from napari_cellbrush.engine.held_out import QUICK_TILES, HeldOut, HeldOutScore
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import Model, known_classes, knows_all, with_classes, with_dropout
@@ -194,9 +194,9 @@ class _Continuous:
         self._needs_head = probe.needs_head(base, classes, config)
         self._teacher = teacher_for(base, n_channels(images), classes, config, device)
         self._can_score_base = base.card.n_steps > 0 and knows_all(base, classes)
-        self._diameter_px = object_diameter(base, images, config.diameter_px, device, stop, classes=classes)
-        self._scale = base.card.scale_for(self._diameter_px)
-        self._sources = [Resampled(image, self._scale) for image in images]
+        self._diameters_px = object_diameters(base, images, config.diameter_px, device, stop, classes=classes)
+        self._scales = base.card.scales_for(self._diameters_px, len(images))
+        self._sources = [Resampled(image, scale) for image, scale in zip(images, self._scales, strict=True)]
         self._hold_out = GrowingHoldOut(config.held_out_fraction, config.seed)
         self.generation = 0
         #: The newest strokes that the present weights made a step on.
@@ -239,10 +239,10 @@ class _Continuous:
 
     def _use(self, split: Split) -> None:
         self._split = split
-        self._patches = Patches(self._sources, rescaled(split.train, self._scale), self._classes,
+        self._patches = Patches(self._sources, rescaled(split.train, self._scales), self._classes,
                                 self._config.replace(seed=(self._config.seed + self.generation) % 2**31),
                                 self._learner.network.geometry, self._device)
-        self._held_out = HeldOut(self._sources, rescaled(split.validation, self._scale), self._config,
+        self._held_out = HeldOut(self._sources, rescaled(split.validation, self._scales), self._config,
                                  self._start.network, self._device, QUICK_TILES) if split.validation else None
         self._base_score: float | None = None
         self._is_best_scored = False
@@ -383,5 +383,5 @@ class _Continuous:
         if best is None or self._annotation is None:
             return None
         return tuned_model(best.network, self._start, self._base, self._annotation, self._config, name=self._name,
-                           diameter_px=self._diameter_px, n_steps=best.step, base_score=best.base_score,
+                           diameters_px=self._diameters_px, n_steps=best.step, base_score=best.base_score,
                            score=best.scored.iou)

@@ -5,9 +5,9 @@ objects of the size it knows, at about the right one; there it looks once more. 
 painted, it need not be sure but right: at the right scale the strokes are likeliest for it.
 
 Tuning changes how large a network finds things, so a tuned one is asked how much larger they are than where it was
-tuned. Differences that a network tolerates are taken as chance, for images of one experiment have one magnification.
-(Two measured images of one of six training sets at a time: the diameter of the first is 0.58 octaves off for the second
-in the mean, its own 0.30; where both are of about one size, 0.28 and 0.27.)
+tuned. Differences that a network tolerates are taken as chance, for images of one experiment have one magnification or
+a few. (Two measured images of one of six training sets at a time: the diameter of the first is 0.58 octaves off for the
+second in the mean, its own 0.30; where both are of about one size, 0.28 and 0.27.)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.segmentation import clear_border
 
 from napari_cellbrush.config import ClassDefinition, InferenceConfig
@@ -50,6 +51,8 @@ _TOLERANCE_OCTAVES = 0.5
 _LEAST_SHARE = 0.25
 #: Smaller spots are noise, in network pixels.
 _LEAST_DIAMETER_PX = 6.0
+#: Fewer objects that are labelled as a whole do not tell how large the others are.
+_LEAST_WHOLE_OBJECTS = 3
 #: So many strokes of each class are looked at, as far as this from one of their pixels, in image pixels. (On seven
 #: training images that the network knows badly, four gave a diameter within a factor of 1.3, two within one of 2.3.)
 _STROKES_PER_CLASS, _STROKE_REACH_PX = 4, 13
@@ -73,21 +76,25 @@ class Painted:
     classes: tuple[ClassDefinition, ...]
 
 
-def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, device: Device,
-                    stop: StopToken | None = None, painted: Painted | None = None,
-                    classes: Sequence[ClassDefinition] = ()) -> float | None:
-    """Diameter of the objects, in image pixels: stated, in relation to the images the model was tuned on, or measured.
+def object_diameters(model: Model, images: Sequence[Planes], stated_px: float, device: Device,
+                     stop: StopToken | None = None, painted: Painted | None = None,
+                     classes: Sequence[ClassDefinition] = ()) -> tuple[float, ...] | None:
+    """Diameter of the objects of each image, in its pixels: stated, told by whole objects, known, or measured.
 
-    Measured on the images, where the model sees enough that it knows; else on the strokes, if they are of classes that
-    it knows and tell scales apart. (On 12 training images of phase contrast and tissue, five strokes a class were 0.4
-    octaves off in the mean, the images 0.2.)
+    Where whole objects are painted or accepted, they tell it (see :func:`diameter_of_whole`). A model that was tuned
+    knows that of its own images, and measures others in relation to them. Else images are measured, where the model
+    sees enough that it knows; else strokes, if they are of classes that it knows and tell scales apart. (On 12 training
+    images of phase contrast and tissue, five strokes a class were 0.4 octaves off in the mean, the images 0.2.)
+
+    Images of one experiment have one magnification or a few: those whose diameters differ by less than a network
+    tolerates get the median of theirs, others keep their own.
 
     Parameters
     ----------
     model, images, stated_px, device, stop
         What is asked, on what, what the person said (0 for nothing), and where.
     painted
-        Strokes, where there are any.
+        Strokes and whole objects, where there are any.
     classes
         What is to be found, where nothing is painted yet; the model's own classes if not given. For others than it
         knows, what it sees must be surer, and smaller than what it knows: an image is enlarged, but not reduced by the
@@ -96,36 +103,97 @@ def object_diameter(model: Model, images: Sequence[Planes], stated_px: float, de
 
     Returns
     -------
-    float or None
-        None for a model that works at any scale, where no measurement is sure enough, or if stopped; the median of
-        several images.
+    tuple of float or None
+        None for a model that works at any scale, where no measurement is sure enough, or if stopped. An image that
+        tells nothing gets the median of the others.
     """
     if model.card.diameter_px is None:
         return None
     if stated_px:
-        return stated_px
+        return (stated_px,) * len(images)
+    found = list(diameter_of_whole(painted, len(images)) if painted else (None,) * len(images))
+    unknown = [number for number, px in enumerate(found) if px is None]
     if model.card.image_diameter_px:
-        ratio = _larger_than_tuned_on(model, images, device, stop)
-        return None if stop and stop.stopped else model.card.image_diameter_px * ratio
-    found = _measurements(model, images, device, stop)
-    wanted = painted.classes if painted else classes
+        for number in unknown:
+            found[number] = _diameter_beside_tuned_on(model, images[number], device, stop)
+    else:
+        wanted = painted.classes if painted else classes
+        for number in unknown:
+            found[number] = _diameter_if_sure(model, images[number], wanted, device, stop)
+    if stop and stop.stopped:
+        return None
+    known = [px for px in found if px is not None]
+    if not known and painted and (on_strokes := diameter_on_strokes(model, images, painted, device, stop)):
+        known = [on_strokes]
+    return tuple(_typical(known, px) for px in found) if known else None
+
+
+def object_diameter(model: Model, image: Planes, stated_px: float, device: Device, stop: StopToken | None = None,
+                    classes: Sequence[ClassDefinition] = ()) -> float | None:
+    """The same of one image on which nothing is painted."""
+    found = object_diameters(model, [image], stated_px, device, stop, classes=classes)
+    return found[0] if found else None
+
+
+def diameter_of_whole(painted: Painted, n_images: int) -> tuple[float | None, ...]:
+    """Median diameter of the objects that are labelled as a whole, of each image, in its pixels.
+
+    Whole is what has labels all round and does not reach the image's edge: every object of an instance mask, an
+    accepted one, one painted with its rim; not a stroke. None where there are fewer than
+    :data:`_LEAST_WHOLE_OBJECTS`.
+    """
+    diameters: list[list[float]] = [[] for _ in range(n_images)]
+    for plane in painted.annotation.planes:
+        open_to = ndimage.maximum_filter(plane.labels == 0, 3) & (plane.labels > 0)
+        if open_to.sum() < np.count_nonzero(plane.labels):
+            ids = clear_border(objects_from_classes(plane.labels, painted.classes))
+            areas = np.bincount(ids.ravel())
+            areas[np.unique(ids[open_to])] = areas[0] = 0
+            diameters[plane.image] += (2 * np.sqrt(areas[areas > 0] / np.pi)).tolist()
+    return tuple(float(np.median(px)) if len(px) >= _LEAST_WHOLE_OBJECTS else None for px in diameters)
+
+
+def _typical(known: Sequence[float], px: float | None) -> float:
+    """Median of the diameters that a network takes as the same as this one; of all, where it is not known."""
+    return float(np.median([other for other in known if px is None or max(other / px, px / other) < TOLERATED_SCALE]))
+
+
+def _diameter_if_sure(model: Model, image: Planes, wanted: Sequence[ClassDefinition], device: Device,
+                      stop: StopToken | None) -> float | None:
+    """What a base measures; None where that is not to be believed, of what is wanted there."""
+    measured = measured_diameter(model, image, device, stop)
     knows_them = not wanted or meant_classes(model.card.classes, wanted) is not None
     least = _LEAST_EVIDENCE if knows_them else _LEAST_EVIDENCE_FOR_OTHERS
-    largest = math.inf if knows_them else model.card.diameter_px
-    likely = [px for px, evidence in found if evidence > least and px <= largest]
-    if likely or not painted:
-        return float(np.median(likely)) if likely else None
-    return diameter_on_strokes(model, images, painted, device, stop)
+    largest = math.inf if knows_them else model.card.diameter_px or math.inf
+    if measured is None or measured.evidence <= least or measured.diameter_px > largest:
+        return None
+    return measured.diameter_px
 
 
-def diameter_as_seen(model: Model, images: Sequence[Planes], device: Device, stop: StopToken | None = None
-                     ) -> float | None:
-    """How large a model finds the objects of images, in their pixels, whatever it was told: the median of several.
+def _diameter_beside_tuned_on(model: Model, image: Planes, device: Device, stop: StopToken | None) -> float | None:
+    """What a tuned model knows of its own images, or, where that is not near it, what it measures in relation."""
+    card = model.card
+    own = card.tuned_on.get(image.fingerprint(), None if card.measured_as_px else card.image_diameter_px)
+    if own or not card.measured_as_px or not card.image_diameter_px:
+        return own
+    measured = measured_diameter(model, image, device, stop)
+    if measured is None:
+        return card.image_diameter_px
+    here = card.image_diameter_px * measured.diameter_px / card.measured_as_px
+    nearest = min((*card.tuned_on.values(), card.image_diameter_px), key=lambda px: abs(math.log(px / here)))
+    return nearest if abs(math.log(nearest / here)) <= math.log(TOLERATED_SCALE) else here
+
+
+def measured_in_relation(model: Model, images: Sequence[Planes], diameters: Sequence[float], device: Device,
+                         stop: StopToken | None = None) -> float | None:
+    """How many times as large as they are a model finds the objects of images, by the median.
 
     Parameters
     ----------
     model, images
         With a ``diameter_px`` on its card, and what it looks at.
+    diameters
+        Of the objects of each image, in its pixels.
     device, stop
         Where, and who may end it.
 
@@ -139,22 +207,9 @@ def diameter_as_seen(model: Model, images: Sequence[Planes], device: Device, sto
     ImageError
         If an image cannot be read.
     """
-    found = [measured.diameter_px for measured in _measurements(model, images, device, stop)]
-    return float(np.median(found)) if found and not (stop and stop.stopped) else None
-
-
-def _larger_than_tuned_on(model: Model, images: Sequence[Planes], device: Device, stop: StopToken | None) -> float:
-    """How many times as large objects are as in the images that a model was tuned on."""
-    card = model.card
-    if card.measured_as_px is None or all(image.fingerprint() in card.tuned_on for image in images):
-        return 1.0
-    now = diameter_as_seen(model, images, device, stop)
-    ratio = now / card.measured_as_px if now else 1.0
-    return ratio if max(ratio, 1 / ratio) > TOLERATED_SCALE else 1.0
-
-
-def _measurements(model: Model, images: Sequence[Planes], device: Device, stop: StopToken | None) -> list[Measurement]:
-    return [measured for image in images if (measured := measured_diameter(model, image, device, stop))]
+    ratios = [measured.diameter_px / px for image, px in zip(images, diameters, strict=True)
+              if (measured := measured_diameter(model, image, device, stop))]
+    return float(np.median(ratios)) if ratios and not (stop and stop.stopped) else None
 
 
 class Measurement(NamedTuple):

@@ -100,7 +100,7 @@ def segment_planes(
     config, device, stop = config or InferenceConfig(), device or choose_device(), stop or StopToken()
     model = model.for_channels(planes.n_channels)
     geometry = model.network.geometry
-    diameter = object_diameter(model, [planes], config.diameter_px, device, stop)
+    diameter = object_diameter(model, planes, config.diameter_px, device, stop)
     source = Resampled(planes, model.card.scale_for(diameter))
     rows, columns = region or (slice(None), slice(None))
     # A view may reach beyond the image.

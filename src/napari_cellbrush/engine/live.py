@@ -224,7 +224,8 @@ class _TunedModel:
         planes = source.image.planes
         fitting = model.for_channels(planes.n_channels)
         self._geometry = fitting.network.geometry
-        self._image = Resampled(planes, model.card.scale_for(model.card.image_diameter_px))
+        self._image = Resampled(planes, model.card.scale_for(
+            model.card.tuned_on.get(planes.fingerprint(), model.card.image_diameter_px)))
         self._predictor = TilePredictor(fitting, planes.normalisation(), source.device, InferenceConfig())
 
     def classes(self, index: Index, region: Region) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from napari_cellbrush.config import ClassDefinition, NetworkConfig, Settings, TrainingConfig, without_retired
@@ -43,12 +43,13 @@ class ModelCard(Settings):
     network: NetworkConfig = NetworkConfig()
     #: Median diameter, in network pixels, of the objects it was trained to see; None if it works at any image's scale.
     diameter_px: float | None = Field(None, gt=0)
-    #: Of the objects in the images it was tuned on, in their pixels; None if nobody knows.
+    #: Of the objects in the images it was tuned on, in their pixels, by the median; None if nobody knows.
     image_diameter_px: float | None = Field(None, gt=0)
-    #: What it measures itself on them, by which others are measured in relation; None: all images are taken as alike.
+    #: What it measures itself where they have this diameter, by which other images are measured in relation; None: all
+    #: are taken as alike.
     measured_as_px: float | None = Field(None, gt=0)
-    #: Fingerprints of these images.
-    tuned_on: tuple[str, ...] = ()
+    #: Fingerprints of these images, and the diameter of the objects of each.
+    tuned_on: dict[str, float] = Field(default_factory=dict)
     normalisation: str = NORMALISATION
     training: TrainingConfig | None = None
     #: Names of the base chain, first ancestor first.
@@ -69,6 +70,20 @@ class ModelCard(Settings):
     @classmethod
     def _without_retired(cls, training: Any) -> Any:
         return without_retired(training) if isinstance(training, dict) else training
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_diameter(cls, values: Any) -> Any:
+        """Cards of earlier versions list fingerprints of images that have all the same diameter."""
+        tuned_on = values.get("tuned_on") if isinstance(values, dict) else None
+        if not isinstance(tuned_on, list | tuple):
+            return values
+        diameter_px = values.get("image_diameter_px")
+        return {**values, "tuned_on": dict.fromkeys(tuned_on, diameter_px) if diameter_px else {}}
+
+    def scales_for(self, diameters_px: Sequence[float] | None, n_images: int) -> tuple[float, ...]:
+        """:meth:`scale_for` of images with these diameters, in their order; 1 for all where nobody knows them."""
+        return tuple(map(self.scale_for, diameters_px or (None,) * n_images))
 
     def scale_for(self, diameter_px: float | None) -> float:
         """Network pixels per pixel of an image whose objects have this diameter; 1 where it is unknown.

@@ -18,13 +18,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
 from napari_cellbrush.engine import probe
 from napari_cellbrush.engine.annotation import Annotation, collect_annotation, hold_out, rescaled
 from napari_cellbrush.engine.device import Device, choose_device, is_out_of_memory
-from napari_cellbrush.engine.diameter import Painted, diameter_as_seen, object_diameter
+from napari_cellbrush.engine.diameter import Painted, measured_in_relation, object_diameters
 from napari_cellbrush.engine.held_out import HeldOut, HeldOutScore
 from napari_cellbrush.engine.learner import Learner
 from napari_cellbrush.engine.model import (
@@ -189,16 +190,16 @@ def _train(
         kept.restore({"course": course})
         began -= course.seconds
     else:
-        course.diameter_px = object_diameter(base, images, config.diameter_px, device, stop,
-                                             Painted(split.train, classes))
-    scale = base.card.scale_for(course.diameter_px)
+        course.diameters_px = object_diameters(base, images, config.diameter_px, device, stop,
+                                               Painted(split.train, classes))
+    scales = base.card.scales_for(course.diameters_px, len(images))
 
-    sources = [Resampled(image, scale) for image in images]
+    sources = [Resampled(image, scale) for image, scale in zip(images, scales, strict=True)]
     teacher = teacher_for(base, n_channels(images), classes, config, device)
     learner = Learner(start, config, device, teacher)
-    learnt = rescaled(split.train, scale)
+    learnt = rescaled(split.train, scales)
     patches = Patches(sources, learnt, classes, config, learner.network.geometry, device)
-    held_out = HeldOut(sources, rescaled(split.validation, scale), config, start.network, device) \
+    held_out = HeldOut(sources, rescaled(split.validation, scales), config, start.network, device) \
         if split.validation else None
     best = _Best(learner.averaged)
 
@@ -222,8 +223,8 @@ def _train(
         teacher.trust(course.teacher_score or 0.0, split.train.strokes_per_class)
     yield TrainingStarted(
         device.name, learner.precision, config.max_steps, split.train.n_pixels,
-        split.validation.n_pixels if split.validation else 0, split.reason, course.base_score, course.diameter_px,
-        scale, annotation.n_strokes)
+        split.validation.n_pixels if split.validation else 0, split.reason, course.base_score,
+        course.diameters_px or (), scales, annotation.n_strokes)
     if kept:
         yield TrainingResumed(course.step, tuple(course.losses), tuple(course.scores))
     if note:
@@ -240,10 +241,11 @@ def _train(
 
     score = best.score if best.network else None
     model = tuned_model(best.network or learner.averaged, start, base, annotation, config, name=name,
-                        diameter_px=course.diameter_px, n_steps=course.step, base_score=course.base_score, score=score)
+                        diameters_px=course.diameters_px, n_steps=course.step, base_score=course.base_score,
+                        score=score)
     learner.release()
-    if course.diameter_px:
-        model, problem = _measured_by_itself(model, images, device, stop)
+    if course.diameters_px:
+        model, problem = _measured_by_itself(model, images, course.diameters_px, device, stop)
         if problem:
             yield TrainingNote(problem)
     improved = score is None or course.base_score is None or score >= course.base_score
@@ -286,7 +288,7 @@ def tuned_model(
     config: TrainingConfig,
     *,
     name: str,
-    diameter_px: float | None,
+    diameters_px: Sequence[float] | None,
     n_steps: int,
     base_score: float | None,
     score: float | None,
@@ -297,17 +299,21 @@ def tuned_model(
         name=name or f"{base.card.name} tuned", training=config.model_dump(), base_name=base.card.name,
         base_hash=base.weights_hash, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(),
         # Where nobody could tell a diameter, the model learnt at the images' own scale, and works at that.
-        diameter_px=base.card.diameter_px if diameter_px else None, image_diameter_px=diameter_px,
-        measured_as_px=None, tuned_on=(), n_steps=base.card.n_steps + n_steps, labelled_pixels=labelled,
+        diameter_px=base.card.diameter_px if diameters_px else None,
+        image_diameter_px=float(np.median(diameters_px)) if diameters_px else None,
+        measured_as_px=None, tuned_on={}, n_steps=base.card.n_steps + n_steps, labelled_pixels=labelled,
         base_score=base_score, score=score, description="")
     return Model(_on_cpu(network, card), card)
 
 
-def _measured_by_itself(model: Model, images: Sequence[Planes], device: Device, stop: StopToken) -> tuple[Model, str]:
+def _measured_by_itself(model: Model, images: Sequence[Planes], diameters_px: Sequence[float], device: Device,
+                        stop: StopToken) -> tuple[Model, str]:
     """The model that knows how large it finds its own images, by which it measures others, and what went wrong."""
     try:
-        measured = diameter_as_seen(model, images, device, stop)
-        card = model.card.replace(measured_as_px=measured, tuned_on=tuple(image.fingerprint() for image in images))
+        ratio = measured_in_relation(model, images, diameters_px, device, stop)
+        card = model.card.replace(
+            measured_as_px=(model.card.image_diameter_px or 0.0) * ratio if ratio else None,
+            tuned_on={image.fingerprint(): px for image, px in zip(images, diameters_px, strict=True)})
     except (CellbrushError, MemoryError, OSError, RuntimeError) as error:
         # What was learnt must not be lost to this.
         return model, f"Other images will be taken to hold objects of the same size ({error})"
@@ -462,7 +468,8 @@ class _Course:
     seconds: float = 0.0
     #: The same without what happened before the first step.
     learning_seconds: float = 0.0
-    diameter_px: float | None = None
+    #: Of the objects of each image, in its pixels.
+    diameters_px: tuple[float, ...] | None = None
     base_score: float | None = None
     #: The base's on the strokes that are learnt from.
     teacher_score: float | None = None
@@ -495,15 +502,16 @@ class _Course:
         return PartState({"losses": torch.tensor(self.losses, dtype=torch.float64),
                           "scores": torch.tensor(self.scores, dtype=torch.float64).reshape(-1, 2)},
                          {"step": self.step, "seconds": self.seconds, "learning_seconds": self.learning_seconds,
-                          "diameter_px": self.diameter_px, "base_score": self.base_score,
+                          "diameters_px": self.diameters_px, "base_score": self.base_score,
                           "teacher_score": self.teacher_score})
 
     def restore(self, state: PartState) -> None:
         values = state.values
         self.step, self.seconds = int(values["step"]), float(values["seconds"])
         self.learning_seconds = float(values["learning_seconds"])
-        self.diameter_px, self.base_score, self.teacher_score = (
-            None if values[name] is None else float(values[name])
-            for name in ("diameter_px", "base_score", "teacher_score"))
+        self.base_score, self.teacher_score = (
+            None if values[name] is None else float(values[name]) for name in ("base_score", "teacher_score"))
+        diameters = values["diameters_px"]
+        self.diameters_px = None if diameters is None else tuple(float(px) for px in diameters)
         self.losses = [float(loss) for loss in state.tensors["losses"].tolist()]
         self.scores = [(int(step), float(score)) for step, score in state.tensors["scores"].tolist()]

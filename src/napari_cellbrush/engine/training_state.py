@@ -25,7 +25,7 @@ from torch import Tensor
 from napari_cellbrush.engine.atomic import written_whole
 from napari_cellbrush.errors import CellbrushError, TrainingStateError
 
-FORMAT = 1
+FORMAT = 2
 #: Seconds of training that a kill may cost. One state is five times as large as a model, 150 MB with the bundled base.
 SAVE_EVERY_S = 20.0
 #: Nobody writes one file for so many seconds.

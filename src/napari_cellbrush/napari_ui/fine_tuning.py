@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -121,8 +122,8 @@ class FineTuning(QObject):
         elif isinstance(event, BaseScoring):
             self._run.say("Scoring the base on your strokes…")
         elif isinstance(event, TrainingStarted):
-            size = f" Objects are taken to be {event.diameter_px:.0f} px across." if event.diameter_px else ""
-            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision}).{size}")
+            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision})."
+                          f"{_sizes(event.diameters_px)}")
         elif isinstance(event, TrainingNote):
             self._run.say(event.text, "warning")
         if isinstance(event, TrainingStep):
@@ -183,3 +184,12 @@ def outcome_in_words(tuned: TunedModel) -> str:
 
 def _images(n: int) -> str:
     return "one image" if n == 1 else f"{n} images"
+
+
+def _sizes(diameters_px: Sequence[float]) -> str:
+    """How large objects are taken to be, as a sentence that goes on after another; empty if nobody knows."""
+    if not diameters_px:
+        return ""
+    smallest, largest = f"{min(diameters_px):.0f}", f"{max(diameters_px):.0f}"
+    across = smallest if smallest == largest else f"{smallest} to {largest}"
+    return f" Objects are taken to be {across} px across{'.' if smallest == largest else ', depending on the image.'}"

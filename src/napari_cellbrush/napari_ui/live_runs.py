@@ -74,7 +74,7 @@ def _features(task: LiveTask, stop: StopToken) -> FeatureSource:
 
     device = choose_device(task.device_name)
     base = read_base(task.base, task.classes, task.planes.n_channels, task.training_config)
-    diameter = object_diameter(base, [task.planes], task.diameter_px, device, stop, classes=task.classes)
+    diameter = object_diameter(base, task.planes, task.diameter_px, device, stop, classes=task.classes)
     return FeatureSource(base, task.planes, base.card.scale_for(diameter), device,
                          task.config.feature_memory_mb * 2**20)
 

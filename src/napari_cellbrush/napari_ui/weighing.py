@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,7 +48,7 @@ class Weighing(QObject):
         try:
             task = runs.WeighTask(self._bench.annotating.snapshot(image.key),
                                   self._bench.proofreading.checked(image.key), session.classes,
-                                  config.border_weight or PAPER_WEIGHT, config.border_sigma_px / self._scale())
+                                  config.border_weight or PAPER_WEIGHT, config.border_sigma_px / self._scale(image))
         except CellbrushError as error:
             self._run.say(str(error), "error")
             return
@@ -56,12 +57,16 @@ class Weighing(QObject):
         self._job.failed.connect(self._on_failed)
         self._job.start()
 
-    def _scale(self) -> float:
+    def _scale(self, image: ImageEntry) -> float:
         """Network pixels per image pixel, as far as it is known before a training: stated, else as in the last one."""
         entry, stated = self._session.find_model(self._session.base), self._session.training_config.diameter_px
         if entry is not None and stated:
             return float(entry.card.scale_for(stated))
-        return next((event.scale for event in self._session.training_events if isinstance(event, TrainingStarted)), 1.0)
+        scales = next((event.scales for event in self._session.training_events if isinstance(event, TrainingStarted)),
+                      ())
+        taught = self._session.taught_images()
+        # Of other images than those of the last training nobody knows which is which.
+        return scales[taught.index(image.key)] if len(scales) == len(taught) else median(scales or (1.0,))
 
     def _on_finished(self, task: runs.WeighTask, image: ImageEntry, weights: NDArray[np.float32]) -> None:
         self._job = None
