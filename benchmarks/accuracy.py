@@ -30,9 +30,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from napari_cellbrush.config import InferenceConfig, TrainingConfig
-from napari_cellbrush.engine.annotation import objects_to_classes
+from napari_cellbrush.engine.annotation import median_diameter, objects_to_classes
 from napari_cellbrush.engine.device import choose_device
-from napari_cellbrush.engine.diameter import median_diameter
 from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.metrics import ObjectScores, SegScore, average_precision, seg_score
 from napari_cellbrush.engine.model import Model
@@ -150,7 +149,7 @@ def read(name: str, folder: str, stem: str) -> NDArray[Any]:
 
 
 def as_classes(mask: NDArray[Any], kind: str) -> NDArray[np.uint8]:
-    return objects_to_classes(mask) if kind == "objects" else (mask + 1).astype(np.uint8)
+    return objects_to_classes(mask, boundary_px=2) if kind == "objects" else (mask + 1).astype(np.uint8)
 
 
 def _arguments() -> argparse.Namespace:

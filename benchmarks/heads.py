@@ -34,7 +34,7 @@ from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
 from napari_cellbrush.config import DEFAULT_CLASSES, ObjectsConfig
-from napari_cellbrush.engine.diameter import median_diameter
+from napari_cellbrush.engine.annotation import median_diameter
 from napari_cellbrush.engine.metrics import ObjectScores, average_precision
 from napari_cellbrush.engine.model import SCALES
 from napari_cellbrush.engine.objects import objects_from_probabilities

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from random_forest import RandomForest, pixel_features
 
 from napari_cellbrush.config import classes_from_names
+from napari_cellbrush.engine.annotation import median_diameter
 from napari_cellbrush.engine.device import choose_device
-from napari_cellbrush.engine.diameter import median_diameter, object_diameter
+from napari_cellbrush.engine.diameter import object_diameter
 from napari_cellbrush.engine.features import FeatureSource
 from napari_cellbrush.engine.instant import MAX_PIXELS, fit
 from napari_cellbrush.engine.live import spread

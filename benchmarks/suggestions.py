@@ -62,7 +62,7 @@ class Scene:
         axes, kind, classes = SETS[name]
         image = _cut(tifffile.imread(DATA / name / "images" / f"{stem}.tif"), axes)
         mask = _cut(tifffile.imread(DATA / name / "masks" / f"{stem}.tif"), "YX")
-        self.truth = objects_to_classes(mask) if kind == "objects" else (mask + 1).astype(np.uint8)
+        self.truth = objects_to_classes(mask, boundary_px=2) if kind == "objects" else (mask + 1).astype(np.uint8)
         self.n_classes = len(classes)
         planes, device = Planes(image, axes, stem), choose_device("cpu")
         scale = model.card.scale_for(object_diameter(model, planes, 0, device, classes=classes))

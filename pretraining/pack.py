@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from skimage.measure import label
 from skimage.transform import resize
 
-from napari_cellbrush.engine.diameter import median_diameter
+from napari_cellbrush.engine.annotation import median_diameter
 from napari_cellbrush.engine.planes import Planes
 
 #: Bytes keep the normalised range [-1, 1.55] in steps of 0.01; augmentation noise is coarser.

@@ -331,7 +331,7 @@ def _targets(truth: NDArray[np.int64], is_classes: bool) -> tuple[NDArray[np.int
     """Background 1, cell 2, boundary 3, and 0 where the truth is silent; and what each pixel weighs."""
     if is_classes:
         return truth, CLASS_WEIGHTS[truth]
-    classes = np.where(truth == 0, 0, objects_to_classes(_objects(truth))).astype(np.int64)
+    classes = np.where(truth == 0, 0, objects_to_classes(_objects(truth), boundary_px=2)).astype(np.int64)
     return classes, border_weights(_objects(truth), known=truth > 0, class_weight=CLASS_WEIGHTS[classes],
                                    w0=BORDER_WEIGHT, sigma_px=BORDER_SIGMA_PX)
 

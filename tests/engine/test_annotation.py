@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label
+from skimage.measure import label as label_by_value
 from skimage.morphology import disk
 
 from napari_cellbrush.config import DEFAULT_CLASSES
@@ -214,11 +215,21 @@ def test_instance_masks_that_cannot_be_used_are_refused(ids: NDArray[Any]) -> No
         objects_to_classes(ids)
 
 
+@pytest.mark.parametrize(("diameter", "rim_px"), [(5, 1), (24, 2), (48, 4), (72, 6)])
+def test_rims_are_as_thick_as_objects_are_large(diameter: int, rim_px: int) -> None:
+    """So that once rescaled they are what the bundled model knows; the odd object decides nothing."""
+    rows, columns = np.indices((4 * diameter, 4 * diameter)) % (2 * diameter)
+    inside = np.hypot(rows - diameter, columns - diameter) < diameter / 2
+    ids = label_by_value(np.pad(inside, ((0, 200), (0, 200))))
+    ids[-150:-10, -150:-10] = ids.max() + 1
+    np.testing.assert_array_equal(objects_to_classes(ids), objects_to_classes(ids, rim_px))
+
+
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint32, np.int64, np.float32])
 def test_instance_masks_of_every_type_are_taken(dtype: Any) -> None:
     ids = np.zeros((12, 12), dtype)
     ids[2:10, 2:10] = 1
-    assert np.bincount(objects_to_classes(ids).ravel()).tolist() == [0, 80, 16, 48]
+    assert np.bincount(objects_to_classes(ids, 2).ravel()).tolist() == [0, 80, 16, 48]
 
 
 def test_seventy_thousand_objects_all_keep_their_core() -> None:

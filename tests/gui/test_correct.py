@@ -295,6 +295,10 @@ def test_accept_view_takes_only_what_is_seen_as_a_whole(viewer, correcting, pers
         rows, columns = np.nonzero(layer.data == number)
         assert top <= rows.min() <= rows.max() <= bottom
         assert left <= columns.min() <= columns.max() <= right
+    seen = np.unique(layer.data[top : bottom + 1, left : right + 1])
+    n_cut = len(set(seen.tolist()) - {0} - accepted(correcting).ids)
+    assert n_cut > 0
+    assert f" {n_cut} that the view cuts" in correcting.correct.notice.text()
 
 
 def test_an_object_that_was_not_found_is_painted_and_accepted(viewer, correcting, person):

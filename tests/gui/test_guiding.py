@@ -110,6 +110,7 @@ def test_without_an_image_it_says_what_is_missing(workspace, person):
     workspace.annotate.bench.guiding.next_place()
     assert "Open an image" in workspace.session.guiding.notice.text
     assert not workspace.annotate.guide.button.isEnabled()
+    assert "Open an image" in workspace.annotate.guide.button.toolTip()
 
 
 def test_an_error_leaves_the_dock_as_it_was(viewer, painting, person, monkeypatch):

@@ -36,6 +36,8 @@ _MOST_TRIALS = 32
 #: Background that is known around a checked object. Around a cell as large as those that the bundled model knows, it is
 #: about as much as the cell.
 RING_PX = 5
+#: Thickness of the rims of objects, as a share of their median diameter: 2 px of 24, as in pretraining.
+RIM_SHARE = 1 / 12
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
@@ -217,7 +219,7 @@ def whole_numbers(values: NDArray[Any], what: str) -> NDArray[Any]:
                           "Labels are whole numbers, 0 for unlabelled; check that this is not the image")
 
 
-def objects_to_classes(instances: NDArray[Any], boundary_px: int = 2,
+def objects_to_classes(instances: NDArray[Any], boundary_px: int | None = None,
                        ignore_value: int | None = None) -> NDArray[np.uint8]:
     """Turn an instance mask into background, cell and boundary.
 
@@ -229,7 +231,8 @@ def objects_to_classes(instances: NDArray[Any], boundary_px: int = 2,
     instances
         YX whole numbers; 0 background, any ids ≥ 1, with gaps or in several pieces.
     boundary_px
-        Thickness of the rim in pixels; 0 gives none.
+        Thickness of the rim in pixels; 0 gives none. If not given, it is in proportion to the objects, at least 1: as
+        thick as the bundled model knows it once the image is rescaled for it.
     ignore_value
         Pixels with this value become unlabelled. Objects end there all the same.
 
@@ -250,10 +253,20 @@ def objects_to_classes(instances: NDArray[Any], boundary_px: int = 2,
         raise AnnotationError(f"The instance mask holds the id {int(ids.min())}",
                               "Use 0 for background and ids from 1 on, or name the value to ignore")
     pieces: NDArray[np.int64] = label_by_value(ids, background=0, connectivity=2)
-    core = _cores(pieces, boundary_px)
+    core = _cores(pieces, _rim_px(pieces) if boundary_px is None else boundary_px)
     classes = np.where(pieces == 0, 1, np.where(core, 2, 3)).astype(np.uint8)
     classes[ignored] = 0
     return classes
+
+
+def median_diameter(instances: NDArray[np.integer[Any]]) -> float:
+    """Of discs as large as the objects of an instance mask, in pixels; 0 where there are none."""
+    areas = np.bincount(instances.ravel())[1:]
+    return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else 0.0
+
+
+def _rim_px(instances: NDArray[np.integer[Any]]) -> int:
+    return max(1, round(RIM_SHARE * median_diameter(instances)))
 
 
 def in_classes(targets: NDArray[np.uint8], classes: Sequence[ClassDefinition]) -> NDArray[np.uint8]:
@@ -281,7 +294,7 @@ def in_classes(targets: NDArray[np.uint8], classes: Sequence[ClassDefinition]) -
 
 
 def accepted_to_classes(ids: NDArray[Any], accepted: NDArray[np.bool_], empty: NDArray[np.bool_] | None = None,
-                        ring_px: int = RING_PX, boundary_px: int = 2) -> NDArray[np.uint8]:
+                        ring_px: int = RING_PX, boundary_px: int | None = None) -> NDArray[np.uint8]:
     """Turn objects that somebody checked into dense targets; what lies further from them stays unlabelled.
 
     Parameters

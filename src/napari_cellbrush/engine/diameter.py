@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,12 +60,6 @@ _STROKES_PER_CLASS, _STROKE_REACH_PX = 4, 13
 _LEAST_PROBABILITY = 1e-3
 #: A scale at which strokes lose this much more than at the best one is e times less likely.
 _LOSS_PER_E = 0.2
-
-
-def median_diameter(instances: NDArray[np.integer[Any]]) -> float:
-    """Of discs as large as the objects of an instance mask, in pixels; 0 where there are none."""
-    areas = np.bincount(instances.ravel())[1:]
-    return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else 0.0
 
 
 @dataclass(frozen=True, eq=False)

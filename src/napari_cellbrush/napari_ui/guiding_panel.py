@@ -35,7 +35,6 @@ class GuidingPanel(QWidget):
         super().__init__(parent)
         self._busy = False
         self.button = QPushButton("Next place")
-        self.button.setToolTip(_TIP)
         self.unsure = QCheckBox("Show where the model is unsure")
         self.notice = NoticeLabel()
         self.hints = wrapped_label()
@@ -55,6 +54,7 @@ class GuidingPanel(QWidget):
         self._busy = run.busy
         self.button.setText("Stop" if run.busy else "Next place")
         self.button.setEnabled(run.busy or not why_not)
+        self.button.setToolTip(why_not or _TIP)
         self.unsure.setEnabled(not run.busy and (shows_uncertainty or not why_not))
         blocker = QSignalBlocker(self.unsure)
         self.unsure.setChecked(shows_uncertainty)

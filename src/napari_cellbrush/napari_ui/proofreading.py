@@ -251,18 +251,22 @@ class Proofreading(QObject):
         if region is None:
             self._say("The view does not show planes of the image. Turn the axes back, or go to 2D.", "warning")
             return
-        self._accept_all_of(self._boxes_shown().within(region))
+        boxes = self._boxes_shown()
+        whole = boxes.within(region)
+        n_cut = len(boxes.touching(region) - whole - self._accepted.ids)
+        self._accept_all_of(whole, f" {n_cut:,} that the view cuts {'is' if n_cut == 1 else 'are'} not." if n_cut else "")
 
     def accept_all(self) -> None:
         """Accept all objects of the layer, on all planes."""
         if self._layer is not None:
             self._accept_all_of(frozenset(np.unique(self._layer.data).tolist()) - {0})
 
-    def _accept_all_of(self, ids: frozenset[int]) -> None:
+    def _accept_all_of(self, ids: frozenset[int], but: str = "") -> None:
         new = ids - self._accepted.ids
         if new:
             self._change(None, self._accepted.with_objects(new))
-        self._say(f"{len(new):,} more objects accepted." if len(new) != 1 else "One more object accepted.", "success")
+        accepted = f"{len(new):,} more objects accepted." if len(new) != 1 else "One more object accepted."
+        self._say(f"{accepted}{but}", "success")
 
     def delete(self) -> None:
         """Take the object at hand away."""
