@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,16 @@ def test_a_tile_shows_as_much_to_every_network(depth: int) -> None:
     labels[::2] = 2
     n = held_out(labels, who_always_says(0, depth), max_tiles=10_000).n_tiles
     assert (960 / 96) ** 2 <= n <= (960 / 64) ** 2
+
+
+def test_whole_masks_take_no_more_memory_for_more_tiles() -> None:
+    labels = np.ones((1200, 1200), np.uint8)
+    labels[::2] = 2
+    network = who_always_says(0)
+    tracemalloc.start()
+    try:
+        held_out(labels, network, max_tiles=4)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 * labels.size  # 150 tiles and more, of 4 bytes a pixel and more, were there one for each

@@ -53,6 +53,8 @@ _LEAST_SHARE = 0.25
 _LEAST_DIAMETER_PX = 6.0
 #: Fewer objects that are labelled as a whole do not tell how large the others are.
 _LEAST_WHOLE_OBJECTS = 3
+#: What is smaller than this share of the median diameter, weighted by diameters, is a fragment.
+_FRAGMENT = 0.3
 #: So many strokes of each class are looked at, as far as this from one of their pixels, in image pixels. (On seven
 #: training images that the network knows badly, four gave a diameter within a factor of 1.3, two within one of 2.3.)
 _STROKES_PER_CLASS, _STROKE_REACH_PX = 4, 13
@@ -130,21 +132,37 @@ def object_diameter(model: Model, image: Planes, stated_px: float, device: Devic
 
 
 def diameter_of_whole(painted: Painted, n_images: int) -> tuple[float | None, ...]:
-    """Median diameter of the objects that are labelled as a whole, of each image, in its pixels.
+    """Typical diameter of the objects that are labelled as a whole, of each image, in its pixels.
 
     Whole is what has labels all round and does not reach the image's edge: every object of an instance mask, an
     accepted one, one painted with its rim; not a stroke. None where there are fewer than
     :data:`_LEAST_WHOLE_OBJECTS`.
     """
-    diameters: list[list[float]] = [[] for _ in range(n_images)]
+    areas: list[list[NDArray[np.intp]]] = [[] for _ in range(n_images)]
     for plane in painted.annotation.planes:
         open_to = ndimage.maximum_filter(plane.labels == 0, 3) & (plane.labels > 0)
         if open_to.sum() < np.count_nonzero(plane.labels):
             ids = clear_border(objects_from_classes(plane.labels, painted.classes))
-            areas = np.bincount(ids.ravel())
-            areas[np.unique(ids[open_to])] = areas[0] = 0
-            diameters[plane.image] += (2 * np.sqrt(areas[areas > 0] / np.pi)).tolist()
-    return tuple(float(np.median(px)) if len(px) >= _LEAST_WHOLE_OBJECTS else None for px in diameters)
+            of_ids = np.bincount(ids.ravel())
+            of_ids[np.unique(ids[open_to])] = of_ids[0] = 0
+            areas[plane.image].append(of_ids[of_ids > 0])
+    found = [np.concatenate([np.zeros(0, np.intp), *of_image]) for of_image in areas]
+    return tuple(_typical_diameter(area) if len(area) >= _LEAST_WHOLE_OBJECTS else None for area in found)
+
+
+def _typical_diameter(areas: NDArray[np.intp]) -> float:
+    """Median by number, without what is much smaller than most: branched cells come apart where they are thin.
+
+    (The training images of six sets: 0.04 to 0.10 octaves off the median of the instances.)
+    """
+    diameters = 2 * np.sqrt(areas / np.pi)
+    return float(np.median(diameters[diameters > _FRAGMENT * _weighted_median(diameters, diameters)]))
+
+
+def _weighted_median(values: NDArray[np.floating], weights: NDArray[np.floating]) -> float:
+    order = np.argsort(values)
+    up_to = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(up_to, up_to[-1] / 2)])
 
 
 def _typical(known: Sequence[float], px: float | None) -> float:
@@ -365,9 +383,7 @@ def _typical_object(probabilities: NDArray[np.float32], model: Model, wanted_px:
     if not large.any():
         return Measurement(0.0, 0.0)
     diameters, sure = diameters[large], sure[large]
-    order = np.argsort(diameters)
-    up_to = np.cumsum((sure / diameters)[order])
-    typical = diameters[order][np.searchsorted(up_to, up_to[-1] / 2)]
+    typical = _weighted_median(diameters, sure / diameters)
     octaves = np.log2(diameters / wanted_px)
     fitting = sure * np.exp(-(octaves**2) / (2 * _TOLERANCE_OCTAVES**2))
-    return Measurement(float(typical), float(fitting.sum() / n_pixels))
+    return Measurement(typical, float(fitting.sum() / n_pixels))

@@ -92,14 +92,15 @@ class HeldOut:
         size = geometry.input_size_for(_ANSWERED_PX)
         tiles, n_strokes = [], 0
         for plane in annotation.planes:
-            strokes, n = ndimage.label(plane.labels > 0, _EIGHT_NEIGHBOURS)
-            tiles += [(plane, strokes + (n_strokes - 1), tile) for tile in _labelled_tiles(plane, geometry, size)]
+            strokes, n = ndimage.label(plane.labels > 0, _EIGHT_NEIGHBOURS, output=np.int32)
+            strokes += n_strokes - 1
+            tiles += [(plane, strokes, tile) for tile in _labelled_tiles(plane, geometry, size)]
             n_strokes += n
         held = [frozenset(np.unique(plane.labels[tile.rows, tile.columns]).tolist()) - {0} for plane, _, tile in tiles]
         self._tiles = [self._cut(images, *tiles[position]) for position in _drawn(held, max_tiles, config.seed)]
         self._n_strokes = n_strokes
 
-    def _cut(self, images: Sequence[Resampled], plane: LabelledPlane, strokes: NDArray[np.int64],
+    def _cut(self, images: Sequence[Resampled], plane: LabelledPlane, strokes: NDArray[np.int32],
              tile: Tile) -> _CutTile:
         raw = images[plane.image].read_mirrored(plane.index, tile.top, tile.left, tile.height, tile.width)
         image = torch.from_numpy(images[plane.image].normalisation().apply(raw))[None]

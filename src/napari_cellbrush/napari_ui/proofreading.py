@@ -254,7 +254,8 @@ class Proofreading(QObject):
         boxes = self._boxes_shown()
         whole = boxes.within(region)
         n_cut = len(boxes.touching(region) - whole - self._accepted.ids)
-        self._accept_all_of(whole, f" {n_cut:,} that the view cuts {'is' if n_cut == 1 else 'are'} not." if n_cut else "")
+        are = "is" if n_cut == 1 else "are"
+        self._accept_all_of(whole, f" {n_cut:,} that the view cuts {are} not." if n_cut else "")
 
     def accept_all(self) -> None:
         """Accept all objects of the layer, on all planes."""
