@@ -48,6 +48,7 @@ from napari_cellbrush.engine.geometry import UNetGeometry
 from napari_cellbrush.engine.losses import segmentation_loss
 from napari_cellbrush.engine.model import Model, ModelCard, build_network
 from napari_cellbrush.engine.model_file import read_model, save_model
+from napari_cellbrush.engine.planes import LIMITS
 from napari_cellbrush.engine.unet import UNet
 
 #: How often each set is drawn: wide domains and many-sided sets more often than many like images.
@@ -80,9 +81,9 @@ UNPADDED = 0.1
 PADDED_SIZE = 192
 UNPADDED_SIZE = 380
 INVERT = 0.25
-#: Share of the patches whose structure, finer than a Gaussian's standard deviation in this range, in the network's
-#: pixels, is changed by a factor in that range. Images of one set come from one microscope; a network that is shown no
-#: others takes its halos for what tells cells.
+#: Share of the patches to which structure finer than a Gaussian, whose standard deviation is in this range, in the
+#: network's pixels, is added once more, times a number in that range. Images of one set come from one microscope; a
+#: network that is shown no others takes its halos for what tells cells.
 OTHER_OPTICS, OPTICS_SIGMA_PX, OPTICS_GAIN = 0.5, (1.5, 10.0), (-0.6, 1.2)
 #: Channels after those of the classes: distance to the rim, rows and columns to the centre; in radii of the objects
 #: that the network is to see.
@@ -188,7 +189,7 @@ class Images:
         if self.random.random() >= OTHER_OPTICS:
             return image
         coarse = ndimage.gaussian_filter(image[0].numpy(), self.random.uniform(*OPTICS_SIGMA_PX), mode="mirror")
-        return image + self.random.uniform(*OPTICS_GAIN) * (image - torch.from_numpy(coarse))
+        return (image + self.random.uniform(*OPTICS_GAIN) * (image - torch.from_numpy(coarse))).clamp(*LIMITS)
 
 
 def _objects(truth: NDArray[np.generic]) -> NDArray[np.int64]:

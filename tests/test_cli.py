@@ -62,8 +62,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return work
 
 
-def tiny_model(n_channels: int = 1) -> Any:
-    return new_model(ModelCard(name="tiny", classes=DEFAULT_CLASSES, in_channels=n_channels, network=TINY), seed=0)
+def tiny_model(n_channels: int = 1, **card: Any) -> Any:
+    return new_model(ModelCard(name="tiny", classes=DEFAULT_CLASSES, in_channels=n_channels, network=TINY, **card),
+                     seed=0)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -832,6 +833,10 @@ def test_models_are_listed_shown_shared_and_removed(folder: Path, capsys: pytest
     assert listed.count("tiny-2") == 2
     assert main(["models", "info", "tiny"]) == 0
     assert "1 background (background), 2 cell (object)" in capsys.readouterr().out
+    add_to_library(tiny_model(image_diameter_px=55.0, tuned_on={"one": 40.2, "two": 70.0}), "two-sizes")
+    assert main(["models", "info", "two-sizes"]) == 0
+    assert "40 to 70 px in the images it was tuned on; in others the same" in capsys.readouterr().out
+    assert main(["models", "remove", "two-sizes"]) == 0
     assert main(["models", "export", "tiny-2", "shared.safetensors"]) == 0
     assert (folder / "shared.safetensors").read_bytes() == (folder / "tiny.safetensors").read_bytes()
     assert main(["models", "export", "tiny-2", "shared.safetensors"]) == 1

@@ -128,6 +128,22 @@ def test_patches_stay_inside_the_image_where_it_is_large_enough(recipe: ModuleTy
         assert set(range(length)) <= set(reach)
 
 
+def test_half_of_the_patches_look_as_through_other_optics(recipe: ModuleType, packed: Path) -> None:
+    images = recipe.Images(packed, 0)
+    images.random = np.random.default_rng(0)
+    rows, columns = torch.meshgrid(torch.arange(60), torch.arange(70), indexing="ij")
+    image = ((rows - 30) ** 2 + (columns - 30) ** 2 < 144).float()[None]
+    seen = [images._as_through_other_optics(image) for _ in range(200)]
+    others = [other for other in seen if not torch.equal(other, image)]
+    assert len(others) == pytest.approx(100, abs=25)
+    # Some are sharper than the image, some less; far from everything they are what it is.
+    contrasts = torch.stack([other[0, 30, 41] - other[0, 30, 43] for other in others])
+    assert (contrasts > 1.5).any()
+    assert (contrasts < 0.8).any()
+    torch.testing.assert_close(torch.stack([other[0, 0, 69] for other in others]), torch.zeros(len(others)),
+                               rtol=0, atol=1e-3)
+
+
 def test_patches_made_beside_are_those_of_their_steps(recipe: ModuleType, packed: Path) -> None:
     arguments = argparse.Namespace(steps=4, patches=2, seed=3)
     device = choose_device("cpu")

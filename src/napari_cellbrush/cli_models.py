@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from napari_cellbrush.cli_progress import FAILED, OK, answer, printable, tell
 from napari_cellbrush.errors import ModelFileError
+from napari_cellbrush.events import span_in_words
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.model import ModelCard
@@ -70,7 +71,8 @@ def _diameter_in_words(card: ModelCard) -> str:
     if not card.image_diameter_px:
         return ""
     others = "in proportion, where it looks otherwise" if card.measured_as_px else "the same"
-    return f"{card.image_diameter_px:.0f} px in the images it was tuned on; in others {others}"
+    own = span_in_words(card.tuned_on.values() or [card.image_diameter_px])
+    return f"{own} in the images it was tuned on; in others {others}"
 
 
 def import_model(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ Generators of the engine yield these frozen values; nobody below the docks holds
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,6 +80,12 @@ class BaseScoring:
     n_tiles: int
 
 
+def span_in_words(lengths_px: Collection[float]) -> str:
+    """For example "24 px" or "40 to 70 px"; there must be one at least."""
+    shortest, longest = f"{min(lengths_px):.0f}", f"{max(lengths_px):.0f}"
+    return f"{shortest} px" if shortest == longest else f"{shortest} to {longest} px"
+
+
 @dataclass(frozen=True)
 class TrainingStarted:
     """What is about to happen, known before the first step."""
@@ -93,8 +99,8 @@ class TrainingStarted:
     no_score_reason: str
     #: The base model's score on the held-out pixels, in [0, 1]; None where it cannot be measured.
     base_score: float | None
-    #: Diameter of the objects of each image, in its pixels, that the run goes by; empty for a base that works at any
-    #: scale.
+    #: Diameter of the objects of each image, in its pixels, that the run goes by; empty where nobody knows, and for a
+    #: base that works at any scale.
     diameters_px: tuple[float, ...] = ()
     #: Network pixels per image pixel, of each image.
     scales: tuple[float, ...] = ()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,6 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label
-from skimage.measure import label as label_by_value
 from skimage.morphology import disk
 
 from napari_cellbrush.config import DEFAULT_CLASSES
@@ -218,11 +218,32 @@ def test_instance_masks_that_cannot_be_used_are_refused(ids: NDArray[Any]) -> No
 @pytest.mark.parametrize(("diameter", "rim_px"), [(5, 1), (24, 2), (48, 4), (72, 6)])
 def test_rims_are_as_thick_as_objects_are_large(diameter: int, rim_px: int) -> None:
     """So that once rescaled they are what the bundled model knows; the odd object decides nothing."""
-    rows, columns = np.indices((4 * diameter, 4 * diameter)) % (2 * diameter)
+    rows, columns = np.indices((8 * diameter, 8 * diameter)) % (2 * diameter)
     inside = np.hypot(rows - diameter, columns - diameter) < diameter / 2
-    ids = label_by_value(np.pad(inside, ((0, 200), (0, 200))))
-    ids[-150:-10, -150:-10] = ids.max() + 1
+    ids = label(np.pad(inside, ((0, 200), (0, 200))))
+    ids[-70:-10, -70:-10] = ids.max() + 1
+    ids[-8::2, ::9] = ids.max() + 1 + np.arange(ids[-8::2, ::9].size).reshape(ids[-8::2, ::9].shape)
     np.testing.assert_array_equal(objects_to_classes(ids), objects_to_classes(ids, rim_px))
+
+
+def test_a_giant_object_has_no_giant_rim_and_takes_little_memory() -> None:
+    ids = np.zeros((700, 700), np.uint8)
+    ids[10:-10, 10:-10] = 1
+    tracemalloc.start()
+    try:
+        classes = objects_to_classes(ids)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(classes, objects_to_classes(ids, 16))
+    assert peak < 80 * ids.size
+
+
+def test_at_their_own_scale_labels_are_what_they_were() -> None:
+    labels = np.zeros((2, 20, 30), np.uint8)
+    labels[0, 2:4, 3:10], labels[0, 9:11, 3:10] = 1, 2
+    annotation = collect(labels, labels.shape, "ZYX")
+    assert rescaled(annotation, [1.0]) is annotation
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint32, np.int64, np.float32])

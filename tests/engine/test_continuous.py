@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_cellbrush.config import NetworkConfig, TrainingConfig, classes_from_names
-from napari_cellbrush.engine import held_out
+from napari_cellbrush.engine import diameter, held_out
 from napari_cellbrush.engine.annotation import GAP_PX, GrowingHoldOut, Split, collect_annotation
 from napari_cellbrush.engine.continuous import StrokeInbox, learn_continuously
 from napari_cellbrush.engine.device import Device
@@ -393,6 +393,22 @@ def test_weights_do_not_know_strokes_before_a_step_on_them(monkeypatch: pytest.M
     kinds = [type(event) for event in live.events[taken + 1:]]
     assert kinds.index(ContinuousScored) < kinds.index(ContinuousStep) < kinds.index(Improved)
     live.end()
+
+
+def test_images_of_two_sizes_keep_theirs(monkeypatch: pytest.MonkeyPatch, scores: Callable[..., None]) -> None:
+    sizes = {"small": 20.0, "large": 60.0}
+    monkeypatch.setattr(diameter, "measured_diameter",
+                        lambda model, planes, *_: diameter.Measurement(sizes[planes.name], evidence=0.5))
+    scratch = scratch_model(TWO, 1, CONFIG)
+    live = Live(base=Model(scratch.network, scratch.card.replace(diameter_px=20.0)))
+    images = [Planes(picture(), "YX", "small"), Planes(picture().T.copy(), "YX", "large")]
+    live.run = learn_continuously(live.base, images, live.inbox, CONFIG, classes=TWO, device=CPU, stop=live.stop,
+                                  pause=live.pause)
+    live.inbox.put([painted(len(PLACES)), painted(len(PLACES)).T])
+    scores(0.9)
+    card = live.until(Improved).model.card
+    assert card.tuned_on == {image.fingerprint(): sizes[image.name] for image in images}
+    assert [card.scale_for(px) for px in card.tuned_on.values()] == [1, pytest.approx(1.2 / 3)]
 
 
 def test_it_learns() -> None:

@@ -13,7 +13,7 @@ from tests.engine.test_inference import make_model
 
 from napari_cellbrush.config import DEFAULT_CLASSES, ClassDefinition, InferenceConfig, classes_from_names
 from napari_cellbrush.engine import diameter
-from napari_cellbrush.engine.annotation import collect_annotation, objects_to_classes
+from napari_cellbrush.engine.annotation import accepted_to_classes, collect_annotation, objects_to_classes
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.diameter import (
     Measurement,
@@ -311,31 +311,83 @@ def test_a_card_of_an_earlier_version_knows_one_diameter_for_all_its_images() ->
     assert make_model(tuned_on=["one"]).card.tuned_on == {}
 
 
+def told_by(labels: NDArray[np.uint8], classes: tuple[ClassDefinition, ...] = DEFAULT_CLASSES) -> float | None:
+    """What whole objects say on the first of two images; on the second nothing is painted."""
+    planes = Planes(np.zeros(labels.shape), "YX" if labels.ndim == 2 else "ZYX")
+    annotation = collect_annotation([planes, planes], [labels, np.zeros_like(labels)], classes)
+    known, of_the_other = diameter_of_whole(Painted(annotation, classes), 2)
+    assert of_the_other is None
+    return known
+
+
 @pytest.mark.parametrize("px", [12.0, 30.0])
-def test_whole_objects_tell_the_diameter_and_strokes_do_not(monkeypatch: pytest.MonkeyPatch, px: float) -> None:
+def test_whole_objects_tell_the_diameter_and_strokes_do_not(px: float) -> None:
     ids = label(discs(px, 300) > 0.5)
     whole = objects_to_classes(ids)
-    planes = Planes(discs(px, 300), "YX")
-    measures(monkeypatch, 77, 77, 77)
-
-    def told(labels: NDArray[np.uint8]) -> float | None:
-        annotation = collect_annotation([planes, planes], [labels, np.zeros_like(labels)], DEFAULT_CLASSES)
-        known, of_the_other = diameter_of_whole(Painted(annotation, DEFAULT_CLASSES), 2)
-        assert of_the_other is None
-        return known
-
-    assert told(whole) == pytest.approx(px, rel=0.1)
+    assert told_by(whole) == pytest.approx(px, rel=0.1)
     # Without background, or with a hole of unpainted pixels, nobody knows where an object ends.
-    assert told(np.where((whole == 1) & (np.indices(whole.shape)[0] > 0), 0, whole)) is None
-    assert told(np.where(ids % 2 == 0, whole, np.where(erosion(ids, np.ones((3, 3))) > 0, 0, whole))) \
-        == pytest.approx(px, rel=0.1)
-    few = np.isin(ids, np.unique(clear_border(ids))[1:3])
-    around = ndimage.binary_dilation(few, iterations=2)
-    assert told(np.where(around, whole, 0)) is None
-    assert told(dashes(discs(px, 300))) is None
-    annotation = collect_annotation([planes] * 2, [whole, dashes(discs(px, 300))], DEFAULT_CLASSES)
-    found = object_diameters(MODEL, [planes] * 2, 0, CPU, painted=Painted(annotation, DEFAULT_CLASSES))
-    assert found == (pytest.approx(px, rel=0.1), 77)
+    assert told_by(np.where((whole == 1) & (np.indices(whole.shape)[0] > 0), 0, whole)) is None
+    with_holes = np.where(erosion(ids, np.ones((3, 3))) > 0, 0, whole)
+    assert told_by(with_holes) is None
+    assert told_by(np.where(ids % 2 == 0, whole, with_holes)) == pytest.approx(px, rel=0.1)
+    assert told_by(dashes(discs(px, 300))) is None
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_three_whole_objects_are_enough(n: int) -> None:
+    ids = label(discs(20, 300) > 0.5)
+    accepted = np.isin(ids, np.unique(clear_border(ids))[1 : n + 1])
+    told = told_by(accepted_to_classes(ids, accepted))
+    assert told == (pytest.approx(20, rel=0.1) if n == 3 else None)
+    # They may lie on several planes of a stack.
+    planes = np.stack([accepted_to_classes(ids, ids == number) for number in np.unique(ids[accepted])])
+    assert told_by(planes) == told
+
+
+def test_the_arms_of_branched_cells_do_not_make_them_small() -> None:
+    """Where an arm is thinner than two rims, it comes apart from its cell."""
+    ids = label(discs(60, 700) > 0.5)
+    classes = objects_to_classes(ids)
+    for row in range(4, 690, 8):
+        if not classes[row - 2 : row + 3, :10].max() > 1:
+            classes[row, 2:7] = 2
+    assert told_by(classes) == pytest.approx(60, rel=0.1)
+
+
+def test_objects_without_a_rim_say_nothing_for_touching_ones_look_like_one() -> None:
+    classes = classes_from_names(["background", "cell"])
+    assert told_by(np.minimum(objects_to_classes(label(discs(20, 300) > 0.5)), 2), classes) is None
+
+
+def test_what_a_model_was_tuned_on_comes_before_whole_objects_and_these_before_a_measurement(
+    monkeypatch: pytest.MonkeyPatch) -> None:
+    image = discs(20, 300)
+    own, other = Planes(image, "YX"), Planes(image + 1, "YX")
+    whole = objects_to_classes(label(image > 0.5))
+    strokes = Painted(collect_annotation([own, other], [whole, whole], DEFAULT_CLASSES), DEFAULT_CLASSES)
+    tuned = make_model(diameter_px=24.0, image_diameter_px=90.0, tuned_on={own.fingerprint(): 90.0})
+    measures(monkeypatch)
+    assert object_diameters(tuned, [own, other], 0, CPU, painted=strokes) == (90, pytest.approx(20, rel=0.1))
+    assert object_diameters(MODEL, [own, other], 0, CPU, painted=strokes) == (pytest.approx(20, rel=0.1),) * 2
+
+
+def test_an_image_that_tells_nothing_does_not_move_those_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large, other = (Planes(discs(size), "YX") for size in (20, 40, 30))
+    tuned = make_model(diameter_px=24.0, image_diameter_px=55.0, measured_as_px=66.0,
+                       tuned_on={small.fingerprint(): 40.0, large.fingerprint(): 70.0})
+    measures(monkeypatch, None)
+    assert object_diameters(tuned, [small, large, other], 0, CPU) == (40, 70, 55)
+
+
+def test_each_image_that_shows_too_little_is_asked_by_its_own_strokes(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [Planes(discs(size, 200), "YX") for size in (20, 80, 30)]
+    labels = [dashes(discs(size, 200)) for size in (20, 80)]
+    annotation = collect_annotation(images, [*labels, np.zeros_like(labels[0])], DEFAULT_CLASSES)
+    measures(monkeypatch, 20, None, None)
+    monkeypatch.setattr(diameter, "_loss_near", lambda _, __, ___, plane, source, *____: abs(np.log2(
+        source.scale * (80 if plane.image == 1 else 0) / 24)))
+    found = object_diameters(MODEL, images, 0, CPU, painted=Painted(annotation, DEFAULT_CLASSES))
+    assert found == (20, pytest.approx(80, rel=0.35), pytest.approx(50, rel=0.3))
 
 
 @pytest.mark.usefixtures("knows_discs_of_24_px")

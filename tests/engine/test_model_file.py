@@ -178,6 +178,9 @@ def card_with(**changes: Any) -> Callable[[dict[str, torch.Tensor], dict[str, st
     (card_with(network={"depth": 3, "base_filters": 8, "activation": "sigmoid"}), "sigmoid"),
     (card_with(classes=[]), "classes"),
     (card_with(later="?"), "unknown entry 'later'. Update"),
+    (card_with(tuned_on=[["x"]]), "card is invalid, tuned_on"),
+    (card_with(tuned_on={"x": 0}), "card is invalid, tuned_on"),
+    (card_with(tuned_on={"x": None}), "card is invalid, tuned_on"),
 ])
 def test_a_hostile_or_broken_content_gets_a_sentence(
     file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str]], Any], sentence: str

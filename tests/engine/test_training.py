@@ -602,13 +602,18 @@ def test_each_image_is_learnt_and_segmented_at_its_own_scale(scratch: Model, mon
     images = [image, zoom(image, 3, order=1)]
     labels = [strokes(inside), strokes(zoom(inside, 3, order=0))]
     read: list[tuple[int, float, tuple[int, int]]] = []
-    original = Patches.__init__
 
-    def noted(self: Patches, images: Any, annotation: Annotation, *rest: Any) -> None:
-        read.extend((plane.image, images[plane.image].scale, plane.labels.shape) for plane in annotation.planes)
-        original(self, images, annotation, *rest)
+    def note(reader: type) -> None:
+        original = reader.__init__  # type: ignore[misc]
 
-    monkeypatch.setattr(Patches, "__init__", noted)
+        def noted(self: Any, images: Any, annotation: Annotation, *rest: Any) -> None:
+            read.extend((plane.image, images[plane.image].scale, plane.labels.shape) for plane in annotation.planes)
+            original(self, images, annotation, *rest)
+
+        monkeypatch.setattr(reader, "__init__", noted)
+
+    note(Patches)
+    note(held_out.HeldOut)
     monkeypatch.setattr(diameter, "measured_diameter",
                         lambda model, planes, *_: Measurement(18 * planes.shape_yx[0] / 240, evidence=0.5))
     base = Model(scratch.network, scratch.card.replace(diameter_px=18.0))
@@ -616,7 +621,8 @@ def test_each_image_is_learnt_and_segmented_at_its_own_scale(scratch: Model, mon
     started = next(event for event in events if isinstance(event, TrainingStarted))
     assert started.diameters_px == (18, 54)
     assert started.scales == (1, pytest.approx(1.2 / 3))
-    assert read == [(0, 1, (240, 240)), (1, pytest.approx(1.2 / 3), (288, 288))]
+    learnt_and_scored = [(0, 1, (240, 240)), (1, pytest.approx(1.2 / 3), (288, 288))]
+    assert read == learnt_and_scored * 2
     card = result.model.card
     assert card.image_diameter_px == card.measured_as_px == 36
     assert [next(segment_planes(result.model, Planes(each, "YX"), device=CPU)).scale for each in images] \
@@ -640,7 +646,7 @@ def test_a_model_knows_how_large_it_finds_its_own_images(scratch: Model, monkeyp
         events, result = run(Model(scratch.network, earlier), image, strokes(inside), TINY.replace(diameter_px=40))
         card = result.model.card
         assert (card.image_diameter_px, card.measured_as_px) == (40, measured_as)
-        assert card.tuned_on == ({Planes(image, "YX").fingerprint(): 40.0} if measured_as else {})
+        assert card.tuned_on == {Planes(image, "YX").fingerprint(): 40.0}
         assert [isinstance(event, TrainingNote) and "gone" in event.text for event in events[-1:]] == [not measured_as]
 
 

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from napari_cellbrush.config import NetworkConfig, TrainingConfig, classes_from_names
-from napari_cellbrush.engine import held_out, training_state
+from napari_cellbrush.engine import diameter, held_out, training_state
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.planes import Planes
@@ -144,6 +144,37 @@ def test_a_head_that_was_fitted_first_is_not_fitted_again(tmp_path: Path) -> Non
     run(state_file=tmp_path / "state", stop_after=3, base=base)
     result = run(state_file=tmp_path / "state", base=base)[1]
     assert result.model.weights_hash == run(base=base)[1].model.weights_hash
+
+
+def test_a_run_on_images_of_two_sizes_is_continued_at_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, labels = scene()
+    images = [Planes(image, "YX", "small"), Planes(image[:, ::-1].copy(), "YX", "large")]
+    sizes = {"small": 20.0, "large": 60.0}
+    monkeypatch.setattr(diameter, "measured_diameter",
+                        lambda model, planes, *_: diameter.Measurement(sizes[planes.name], evidence=0.5))
+    scratch = scratch_model(TWO, 1, CONFIG)
+    base = Model(scratch.network, scratch.card.replace(diameter_px=20.0))
+
+    def go(state_file: Path | None, n_steps: int = 0) -> tuple[TrainingStarted, TrainingResult]:
+        stop, started = StopToken(), []
+
+        def hear(event: TrainingEvent) -> None:
+            if isinstance(event, TrainingStarted):
+                started.append(event)
+            if isinstance(event, TrainingStep) and event.step == n_steps:
+                stop.stop()
+
+        result = run_to_end(train(base, images, [labels, labels[:, ::-1]], CONFIG, classes=TWO, device=CPU,
+                                  state_file=state_file, stop=stop), hear)
+        return started[0], result
+
+    whole = go(None)[1]
+    go(tmp_path / "state", n_steps=3)
+    monkeypatch.setattr(diameter, "measured_diameter", lambda *_: None)  # it is not measured again
+    started, continued = go(tmp_path / "state")
+    assert started.diameters_px == (20, 60)
+    assert continued.model.weights_hash == whole.model.weights_hash
+    assert list(continued.model.card.tuned_on.values()) == [20, 60]
 
 
 def test_a_continued_run_brings_its_curve_along(tmp_path: Path) -> None:

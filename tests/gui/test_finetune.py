@@ -111,7 +111,7 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
         while not go_on:
             time.sleep(0.01)
         go_on.clear()
-        yield TrainingStarted("CPU", "float32", 10, 100, 20, "", 0.5)
+        yield TrainingStarted("CPU", "float32", 10, 100, 20, "", 0.5, (40.2, 70.0))
         yield TrainingStep(1, 10, 0.9, 1e-3, 1.0, 9.0)
         while not go_on:
             time.sleep(0.01)
@@ -128,6 +128,7 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
     person.wait(lambda: dock.run.notice.text() == "Scoring the base on your strokes…")
     go_on.append(True)
     person.wait(lambda: painted.session.training.count == "step 1 of 10")
+    assert "Objects are taken to be 40 to 70 px across." in dock.run.notice.text()
     assert not dock.curve.isVisible()  # one point is no curve
     go_on.append(True)
     person.wait(lambda: painted.session.training.count == "step 2 of 10")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,10 @@ _MOST_TRIALS = 32
 RING_PX = 5
 #: Thickness of the rims of objects, as a share of their median diameter: 2 px of 24, as in pretraining.
 RIM_SHARE = 1 / 12
+#: No rim is thicker: images are reduced to an eighth at most.
+MOST_RIM_PX = 16
+#: What is smaller than this share of the median diameter, weighted by diameters, is a fragment.
+FRAGMENT = 0.3
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
@@ -152,6 +156,8 @@ def rescaled(annotation: Annotation, scales: Sequence[float]) -> Annotation:
 
     Where several labelled pixels become one, the most frequent class wins, unlabelled ones having no say.
     """
+    if all(scale == 1 for scale in scales):
+        return annotation
     return _with_labels(annotation, [_rescaled(plane.labels, scales[plane.image]) for plane in annotation.planes])
 
 
@@ -231,8 +237,8 @@ def objects_to_classes(instances: NDArray[Any], boundary_px: int | None = None,
     instances
         YX whole numbers; 0 background, any ids ≥ 1, with gaps or in several pieces.
     boundary_px
-        Thickness of the rim in pixels; 0 gives none. If not given, it is in proportion to the objects, at least 1: as
-        thick as the bundled model knows it once the image is rescaled for it.
+        Thickness of the rim in pixels; 0 gives none. If not given, it is in proportion to the objects of this plane, 1
+        to 16: as thick as the bundled model knows it once the image is rescaled for it.
     ignore_value
         Pixels with this value become unlabelled. Objects end there all the same.
 
@@ -265,8 +271,29 @@ def median_diameter(instances: NDArray[np.integer[Any]]) -> float:
     return float(np.median(2 * np.sqrt(areas[areas > 0] / np.pi))) if areas.any() else 0.0
 
 
-def _rim_px(instances: NDArray[np.integer[Any]]) -> int:
-    return max(1, round(RIM_SHARE * median_diameter(instances)))
+def typical_diameter(areas: NDArray[np.intp]) -> float:
+    """Median diameter of objects that may have come apart, in pixels: fragments and specks have no say.
+
+    Parameters
+    ----------
+    areas
+        Pixels of each object, at least one. (Inside the rims of the training images of six sets, the answer is 0.04 to
+        0.10 octaves off the median of the instances.)
+    """
+    diameters = 2 * np.sqrt(areas / np.pi)
+    return float(np.median(diameters[diameters > FRAGMENT * weighted_median(diameters, diameters)]))
+
+
+def weighted_median(values: NDArray[np.floating], weights: NDArray[np.floating]) -> float:
+    """The value up to which half of the weight lies; both of one axis and at least one entry."""
+    order = np.argsort(values)
+    up_to = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(up_to, up_to[-1] / 2)])
+
+
+def _rim_px(pieces: NDArray[np.int64]) -> int:
+    areas = np.bincount(pieces.ravel())[1:]
+    return min(max(1, round(RIM_SHARE * typical_diameter(areas))), MOST_RIM_PX) if len(areas) else 0
 
 
 def in_classes(targets: NDArray[np.uint8], classes: Sequence[ClassDefinition]) -> NDArray[np.uint8]:
@@ -374,28 +401,24 @@ def _painted_class(strokes: NDArray[np.uint8], ids: NDArray[Any], kinds: Sequenc
 def _cores(pieces: NDArray[np.int64], boundary_px: int) -> NDArray[np.bool_]:
     """Pixels inside the rims; each piece takes the thickest rim that leaves it any."""
     n = int(pieces.max()) if pieces.size else 0
-    core = np.zeros(pieces.shape, bool)
-    lacking = np.ones(n + 1, bool)
-    lacking[0] = False
-    for level in _levels(pieces, boundary_px, n):
-        core |= lacking[level]
-        lacking &= np.bincount(level.ravel(), minlength=n + 1) == 0
-        if not lacking.any():
-            break
-    return core
-
-
-def _levels(pieces: NDArray[np.int64], boundary_px: int, n: int) -> Iterator[NDArray[np.int64]]:
-    """Pieces less ever thinner rims; the last level has a pixel of each."""
-    peeled = [pieces]
+    if not boundary_px:
+        return pieces > 0
+    depth, deepest = np.zeros(pieces.shape, np.int32), np.zeros(n + 1, np.int32)
+    peeled = pieces
     for step in range(boundary_px):
-        peeled.append(_peeled(peeled[-1], corners=step % 2 == 1))
-    yield from peeled[:0:-1]
-    if boundary_px:
-        yield _apart(pieces)
-        yield _middles(pieces, n)
-    else:
-        yield pieces
+        peeled = _peeled(peeled, corners=step % 2 == 1)
+        depth += peeled > 0
+        deepest[peeled[peeled > 0]] = step + 1
+    core: NDArray[np.bool_] = (depth > 0) & (depth == deepest[pieces])
+    lacking = deepest == 0
+    lacking[0] = False
+    # Thinner than two rims: only apart from what they touch, or else a pixel.
+    for fewest in (_apart, partial(_middles, n=n)):
+        if lacking.any():
+            level = fewest(pieces)
+            core |= lacking[level]
+            lacking &= np.bincount(level.ravel(), minlength=n + 1) == 0
+    return core
 
 
 def _peeled(pieces: NDArray[np.int64], corners: bool) -> NDArray[np.int64]:
@@ -719,7 +742,7 @@ def _divided(annotation: Annotation, groups: _Groups, held: NDArray[np.bool_]) -
 
 
 def _with_labels(annotation: Annotation, labels: list[NDArray[np.uint8]]) -> Annotation:
-    planes = [LabelledPlane(plane.image, plane.index, values.astype(np.uint8))
+    planes = [LabelledPlane(plane.image, plane.index, values.astype(np.uint8, copy=False))
               for plane, values in zip(annotation.planes, labels, strict=True) if values.any()]
     return Annotation(tuple(planes), annotation.n_classes, annotation.class_names)
 

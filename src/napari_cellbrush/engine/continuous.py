@@ -28,7 +28,7 @@ from napari_cellbrush.engine.patches import Patches
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.teacher import agreement, teacher_for
-from napari_cellbrush.engine.training import n_channels, tuned_model
+from napari_cellbrush.engine.training import n_channels, sizes_by_fingerprint, tuned_model
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import AnnotationError
 from napari_cellbrush.events import (
@@ -194,8 +194,9 @@ class _Continuous:
         self._needs_head = probe.needs_head(base, classes, config)
         self._teacher = teacher_for(base, n_channels(images), classes, config, device)
         self._can_score_base = base.card.n_steps > 0 and knows_all(base, classes)
-        self._diameters_px = object_diameters(base, images, config.diameter_px, device, stop, classes=classes)
-        self._scales = base.card.scales_for(self._diameters_px, len(images))
+        diameters_px = object_diameters(base, images, config.diameter_px, device, stop, classes=classes)
+        self._scales = base.card.scales_for(diameters_px, len(images))
+        self._tuned_on = sizes_by_fingerprint(images, diameters_px)
         self._sources = [Resampled(image, scale) for image, scale in zip(images, self._scales, strict=True)]
         self._hold_out = GrowingHoldOut(config.held_out_fraction, config.seed)
         self.generation = 0
@@ -383,5 +384,5 @@ class _Continuous:
         if best is None or self._annotation is None:
             return None
         return tuned_model(best.network, self._start, self._base, self._annotation, self._config, name=self._name,
-                           diameters_px=self._diameters_px, n_steps=best.step, base_score=best.base_score,
+                           tuned_on=self._tuned_on, n_steps=best.step, base_score=best.base_score,
                            score=best.scored.iou)

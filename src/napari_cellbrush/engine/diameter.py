@@ -1,8 +1,9 @@
 """How large the objects of an image are, by which it is rescaled for a network that knows objects of one size.
 
-Where nobody says it, the network itself is asked: shown the same place at several scales, it is surest, and finds
-objects of the size it knows, at about the right one; there it looks once more. Where it sees too little and somebody
-painted, it need not be sure but right: at the right scale the strokes are likeliest for it.
+Where nobody says it and no whole object is labelled, the network itself is asked: shown the same place at several
+scales, it is surest, and finds objects of the size it knows, at about the right one; there it looks once more. Where it
+sees too little and somebody painted, it need not be sure but right: at the right scale the strokes are likeliest for
+it.
 
 Tuning changes how large a network finds things, so a tuned one is asked how much larger they are than where it was
 tuned. Differences that a network tolerates are taken as chance, for images of one experiment have one magnification or
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -24,7 +25,13 @@ from scipy import ndimage
 from skimage.segmentation import clear_border
 
 from napari_cellbrush.config import ClassDefinition, InferenceConfig
-from napari_cellbrush.engine.annotation import Annotation, LabelledPlane, StrokeSampler
+from napari_cellbrush.engine.annotation import (
+    Annotation,
+    LabelledPlane,
+    StrokeSampler,
+    typical_diameter,
+    weighted_median,
+)
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.model import SCALES, TOLERATED_SCALE, Model, meant_classes
 from napari_cellbrush.engine.objects import objects_from_classes
@@ -53,8 +60,6 @@ _LEAST_SHARE = 0.25
 _LEAST_DIAMETER_PX = 6.0
 #: Fewer objects that are labelled as a whole do not tell how large the others are.
 _LEAST_WHOLE_OBJECTS = 3
-#: What is smaller than this share of the median diameter, weighted by diameters, is a fragment.
-_FRAGMENT = 0.3
 #: So many strokes of each class are looked at, as far as this from one of their pixels, in image pixels. (On seven
 #: training images that the network knows badly, four gave a diameter within a factor of 1.3, two within one of 2.3.)
 _STROKES_PER_CLASS, _STROKE_REACH_PX = 4, 13
@@ -71,16 +76,22 @@ class Painted:
     annotation: Annotation
     classes: tuple[ClassDefinition, ...]
 
+    def on(self, image: int) -> Painted:
+        """What is painted on one of the images."""
+        planes = tuple(plane for plane in self.annotation.planes if plane.image == image)
+        return replace(self, annotation=replace(self.annotation, planes=planes))
+
 
 def object_diameters(model: Model, images: Sequence[Planes], stated_px: float, device: Device,
                      stop: StopToken | None = None, painted: Painted | None = None,
                      classes: Sequence[ClassDefinition] = ()) -> tuple[float, ...] | None:
-    """Diameter of the objects of each image, in its pixels: stated, told by whole objects, known, or measured.
+    """Diameter of the objects of each image, in its pixels: stated, known, told by whole objects, or measured.
 
-    Where whole objects are painted or accepted, they tell it (see :func:`diameter_of_whole`). A model that was tuned
-    knows that of its own images, and measures others in relation to them. Else images are measured, where the model
-    sees enough that it knows; else strokes, if they are of classes that it knows and tell scales apart. (On 12 training
-    images of phase contrast and tissue, five strokes a class were 0.4 octaves off in the mean, the images 0.2.)
+    A model that was tuned knows that of its own images. In others, whole objects that are painted or accepted tell it
+    (see :func:`diameter_of_whole`), or the model measures in relation to its own. A base measures images where it sees
+    enough that it knows, else their strokes, if they are of classes that it knows and tell scales apart. (On 12
+    training images of phase contrast and tissue, five strokes a class were 0.4 octaves off in the mean, the images
+    0.2.)
 
     Images of one experiment have one magnification or a few: those whose diameters differ by less than a network
     tolerates get the median of theirs, others keep their own.
@@ -107,20 +118,24 @@ def object_diameters(model: Model, images: Sequence[Planes], stated_px: float, d
         return None
     if stated_px:
         return (stated_px,) * len(images)
-    found = list(diameter_of_whole(painted, len(images)) if painted else (None,) * len(images))
-    unknown = [number for number, px in enumerate(found) if px is None]
-    if model.card.image_diameter_px:
-        for number in unknown:
-            found[number] = _diameter_beside_tuned_on(model, images[number], device, stop)
-    else:
-        wanted = painted.classes if painted else classes
-        for number in unknown:
-            found[number] = _diameter_if_sure(model, images[number], wanted, device, stop)
+    card = model.card
+    wanted = painted.classes if painted else classes
+    whole = diameter_of_whole(painted, len(images)) if painted else (None,) * len(images)
+
+    def told(number: int) -> float | None:
+        image = images[number]
+        known = card.tuned_on.get(image.fingerprint()) or whole[number]
+        if known or card.image_diameter_px:
+            return known or _diameter_beside_tuned_on(model, image, device, stop)
+        return _diameter_if_sure(model, image, wanted, device, stop) or (
+            diameter_on_strokes(model, images, painted.on(number), device, stop) if painted else None)
+
+    found = [told(number) for number in range(len(images))]
     if stop and stop.stopped:
         return None
     known = [px for px in found if px is not None]
-    if not known and painted and (on_strokes := diameter_on_strokes(model, images, painted, device, stop)):
-        known = [on_strokes]
+    if not known and card.image_diameter_px:
+        known = [card.image_diameter_px]
     return tuple(_typical(known, px) for px in found) if known else None
 
 
@@ -136,33 +151,30 @@ def diameter_of_whole(painted: Painted, n_images: int) -> tuple[float | None, ..
 
     Whole is what has labels all round and does not reach the image's edge: every object of an instance mask, an
     accepted one, one painted with its rim; not a stroke. None where there are fewer than
-    :data:`_LEAST_WHOLE_OBJECTS`.
+    :data:`_LEAST_WHOLE_OBJECTS`, and where no class is a boundary: objects that touch would look like one.
     """
-    areas: list[list[NDArray[np.intp]]] = [[] for _ in range(n_images)]
+    if not any(definition.role == "boundary" for definition in painted.classes):
+        return (None,) * n_images
+    areas: list[list[NDArray[np.intp]]] = [[np.zeros(0, np.intp)] for _ in range(n_images)]
     for plane in painted.annotation.planes:
-        open_to = ndimage.maximum_filter(plane.labels == 0, 3) & (plane.labels > 0)
-        if open_to.sum() < np.count_nonzero(plane.labels):
-            ids = clear_border(objects_from_classes(plane.labels, painted.classes))
+        areas[plane.image] += _areas_of_whole(plane.labels, painted.classes)
+    found = [np.concatenate(of_image) for of_image in areas]
+    return tuple(typical_diameter(area) if len(area) >= _LEAST_WHOLE_OBJECTS else None for area in found)
+
+
+def _areas_of_whole(labels: NDArray[np.uint8], classes: Sequence[ClassDefinition]) -> list[NDArray[np.intp]]:
+    """Of each connected piece of labels that has several classes."""
+    pieces, _ = ndimage.label(labels > 0, np.ones((3, 3), bool), output=np.int32)
+    areas = []
+    for number, box in enumerate(ndimage.find_objects(pieces), start=1):
+        piece = np.where(pieces[box] == number, labels[box], 0)
+        if np.count_nonzero(np.bincount(piece.ravel())[1:]) > 1:
+            open_to = ndimage.maximum_filter(piece == 0, 3) & (piece > 0)
+            ids = clear_border(objects_from_classes(piece, classes))
             of_ids = np.bincount(ids.ravel())
             of_ids[np.unique(ids[open_to])] = of_ids[0] = 0
-            areas[plane.image].append(of_ids[of_ids > 0])
-    found = [np.concatenate([np.zeros(0, np.intp), *of_image]) for of_image in areas]
-    return tuple(_typical_diameter(area) if len(area) >= _LEAST_WHOLE_OBJECTS else None for area in found)
-
-
-def _typical_diameter(areas: NDArray[np.intp]) -> float:
-    """Median by number, without what is much smaller than most: branched cells come apart where they are thin.
-
-    (The training images of six sets: 0.04 to 0.10 octaves off the median of the instances.)
-    """
-    diameters = 2 * np.sqrt(areas / np.pi)
-    return float(np.median(diameters[diameters > _FRAGMENT * _weighted_median(diameters, diameters)]))
-
-
-def _weighted_median(values: NDArray[np.floating], weights: NDArray[np.floating]) -> float:
-    order = np.argsort(values)
-    up_to = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(up_to, up_to[-1] / 2)])
+            areas.append(of_ids[of_ids > 0])
+    return areas
 
 
 def _typical(known: Sequence[float], px: float | None) -> float:
@@ -183,16 +195,15 @@ def _diameter_if_sure(model: Model, image: Planes, wanted: Sequence[ClassDefinit
 
 
 def _diameter_beside_tuned_on(model: Model, image: Planes, device: Device, stop: StopToken | None) -> float | None:
-    """What a tuned model knows of its own images, or, where that is not near it, what it measures in relation."""
+    """What a tuned model measures in another image, in relation to its own, or what it knows if that is near it."""
     card = model.card
-    own = card.tuned_on.get(image.fingerprint(), None if card.measured_as_px else card.image_diameter_px)
-    if own or not card.measured_as_px or not card.image_diameter_px:
-        return own
+    if not card.measured_as_px or not card.image_diameter_px:
+        return None
     measured = measured_diameter(model, image, device, stop)
     if measured is None:
-        return card.image_diameter_px
+        return None
     here = card.image_diameter_px * measured.diameter_px / card.measured_as_px
-    nearest = min((*card.tuned_on.values(), card.image_diameter_px), key=lambda px: abs(math.log(px / here)))
+    nearest = min(card.tuned_on.values() or [card.image_diameter_px], key=lambda px: abs(math.log(px / here)))
     return nearest if abs(math.log(nearest / here)) <= math.log(TOLERATED_SCALE) else here
 
 
@@ -295,13 +306,13 @@ def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted
     Returns
     -------
     float or None
-        None for classes that the model does not know, if no scale explains the strokes better than chance or all do
-        alike, or if stopped.
+        None for classes that the model does not know or a single one, if no scale explains the strokes better than
+        chance or all do alike, or if stopped.
     """
     meant = meant_classes(model.card.classes, painted.classes)
-    if meant is None or (stop and stop.stopped):
-        return None
     n_painted = len(painted.annotation.painted_classes)
+    if meant is None or n_painted < 2 or (stop and stop.stopped):
+        return None
     places = [(painted.annotation.planes[position], row, column) for position, row, column
               in StrokeSampler(painted.annotation, 0).next_centres(_STROKES_PER_CLASS * n_painted)]
     predictors = {number: TilePredictor(model.for_channels(images[number].n_channels), images[number].normalisation(),
@@ -383,7 +394,7 @@ def _typical_object(probabilities: NDArray[np.float32], model: Model, wanted_px:
     if not large.any():
         return Measurement(0.0, 0.0)
     diameters, sure = diameters[large], sure[large]
-    typical = _weighted_median(diameters, sure / diameters)
+    typical = weighted_median(diameters, sure / diameters)
     octaves = np.log2(diameters / wanted_px)
     fitting = sure * np.exp(-(octaves**2) / (2 * _TOLERANCE_OCTAVES**2))
     return Measurement(typical, float(fitting.sum() / n_pixels))

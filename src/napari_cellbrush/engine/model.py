@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -49,7 +49,7 @@ class ModelCard(Settings):
     #: are taken as alike.
     measured_as_px: float | None = Field(None, gt=0)
     #: Fingerprints of these images, and the diameter of the objects of each.
-    tuned_on: dict[str, float] = Field(default_factory=dict)
+    tuned_on: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     normalisation: str = NORMALISATION
     training: TrainingConfig | None = None
     #: Names of the base chain, first ancestor first.
@@ -76,7 +76,7 @@ class ModelCard(Settings):
     def _with_one_diameter(cls, values: Any) -> Any:
         """Cards of earlier versions list fingerprints of images that have all the same diameter."""
         tuned_on = values.get("tuned_on") if isinstance(values, dict) else None
-        if not isinstance(tuned_on, list | tuple):
+        if not isinstance(tuned_on, list | tuple) or not all(isinstance(entry, str) for entry in tuned_on):
             return values
         diameter_px = values.get("image_diameter_px")
         return {**values, "tuned_on": dict.fromkeys(tuned_on, diameter_px) if diameter_px else {}}

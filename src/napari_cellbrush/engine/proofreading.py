@@ -92,12 +92,6 @@ class Boxes(Mapping[int, Box]):
         """Objects that lie in a window with every pixel."""
         return frozenset(number for number, box in self._boxes.items() if _joined(box, window) == window)
 
-    def touching(self, window: Box) -> frozenset[int]:
-        """Objects whose bounding box reaches into a window."""
-        return frozenset(number for number, box in self._boxes.items()
-                         if all(side.start < seen.stop and seen.start < side.stop
-                                for side, seen in zip(box, window, strict=True)))
-
 
 def _boxes_in(ids: NDArray[Any], origin: tuple[int, int]) -> dict[int, Box]:
     names: NDArray[Any] | None = None

@@ -11,14 +11,14 @@ import copy
 import math
 import platform
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
@@ -129,7 +129,7 @@ def train(
         The classes the labels mean; those of the base if not given.
     device, stop
         Where to compute (chosen if not given); who may end the run early, keeping the best so far. A stopped run
-        measures nothing any more: without an earlier score it has none, and its model takes the objects of all images
+        measures nothing any more: without an earlier score it has none, and its model takes the objects of other images
         to be as large as those it learnt from.
     name
         Name for the new model's card.
@@ -193,6 +193,7 @@ def _train(
         course.diameters_px = object_diameters(base, images, config.diameter_px, device, stop,
                                                Painted(split.train, classes))
     scales = base.card.scales_for(course.diameters_px, len(images))
+    tuned_on = sizes_by_fingerprint(images, course.diameters_px)
 
     sources = [Resampled(image, scale) for image, scale in zip(images, scales, strict=True)]
     teacher = teacher_for(base, n_channels(images), classes, config, device)
@@ -241,8 +242,7 @@ def _train(
 
     score = best.score if best.network else None
     model = tuned_model(best.network or learner.averaged, start, base, annotation, config, name=name,
-                        diameters_px=course.diameters_px, n_steps=course.step, base_score=course.base_score,
-                        score=score)
+                        tuned_on=tuned_on, n_steps=course.step, base_score=course.base_score, score=score)
     learner.release()
     if course.diameters_px:
         model, problem = _measured_by_itself(model, images, course.diameters_px, device, stop)
@@ -280,6 +280,11 @@ def _origin(base: Model, images: Sequence[Planes], annotation: Annotation, class
             "the device": f"{device.kind} {device.precision}"}
 
 
+def sizes_by_fingerprint(images: Sequence[Planes], diameters_px: Sequence[float] | None) -> dict[str, float]:
+    """What a card remembers of the images that a model is tuned on; empty where nobody knows how large objects are."""
+    return {image.fingerprint(): px for image, px in zip(images, diameters_px or (), strict=False)}
+
+
 def tuned_model(
     network: UNet,
     start: Model,
@@ -288,7 +293,7 @@ def tuned_model(
     config: TrainingConfig,
     *,
     name: str,
-    diameters_px: Sequence[float] | None,
+    tuned_on: Mapping[str, float],
     n_steps: int,
     base_score: float | None,
     score: float | None,
@@ -299,9 +304,9 @@ def tuned_model(
         name=name or f"{base.card.name} tuned", training=config.model_dump(), base_name=base.card.name,
         base_hash=base.weights_hash, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(),
         # Where nobody could tell a diameter, the model learnt at the images' own scale, and works at that.
-        diameter_px=base.card.diameter_px if diameters_px else None,
-        image_diameter_px=float(np.median(diameters_px)) if diameters_px else None,
-        measured_as_px=None, tuned_on={}, n_steps=base.card.n_steps + n_steps, labelled_pixels=labelled,
+        diameter_px=base.card.diameter_px if tuned_on else None,
+        image_diameter_px=median(tuned_on.values()) if tuned_on else None, measured_as_px=None, tuned_on=tuned_on,
+        n_steps=base.card.n_steps + n_steps, labelled_pixels=labelled,
         base_score=base_score, score=score, description="")
     return Model(_on_cpu(network, card), card)
 
@@ -311,9 +316,7 @@ def _measured_by_itself(model: Model, images: Sequence[Planes], diameters_px: Se
     """The model that knows how large it finds its own images, by which it measures others, and what went wrong."""
     try:
         ratio = measured_in_relation(model, images, diameters_px, device, stop)
-        card = model.card.replace(
-            measured_as_px=(model.card.image_diameter_px or 0.0) * ratio if ratio else None,
-            tuned_on={image.fingerprint(): px for image, px in zip(images, diameters_px, strict=True)})
+        card = model.card.replace(measured_as_px=(model.card.image_diameter_px or 0.0) * ratio if ratio else None)
     except (CellbrushError, MemoryError, OSError, RuntimeError) as error:
         # What was learnt must not be lost to this.
         return model, f"Other images will be taken to hold objects of the same size ({error})"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QObject
 
 from napari_cellbrush.errors import CellbrushError
-from napari_cellbrush.events import BaseScoring, TrainingEvent, TrainingNote, TrainingStarted, TrainingStep
+from napari_cellbrush.events import (
+    BaseScoring,
+    TrainingEvent,
+    TrainingNote,
+    TrainingStarted,
+    TrainingStep,
+    span_in_words,
+)
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job
 from napari_cellbrush.session import Phase, TunedModel
@@ -29,8 +35,15 @@ class FineTuning(QObject):
         self._job: Job | None = None
         self._latest: TrainingStep | None = None
         self._previous = ""
+        #: Of the images that the last training learns or learnt from, and network pixels per pixel of each.
+        self._keys: tuple[str, ...] = ()
+        self._scales: dict[str, float] = {}
         #: A model that is only in memory, because it could not be saved; kept until it is, or discarded.
         self.unsaved: runs.Tuned | None = None
+
+    def scale_of(self, image_key: str) -> float:
+        """Network pixels per pixel of an image, as in the last training; 1 of others."""
+        return self._scales.get(image_key, 1.0)
 
     def default_name(self) -> str:
         """What a new model is called if nobody says otherwise: after the first painted image."""
@@ -92,6 +105,7 @@ class FineTuning(QObject):
     def _task(self, name: str, resumes: bool) -> runs.TrainingTask:
         session, bench = self._session, self._bench
         images = [image for key in session.taught_images() if (image := session.find_image(key)) is not None]
+        self._keys = tuple(image.key for image in images)
         return runs.TrainingTask(
             base=session.base,
             images=tuple(layers.planes_of(bench.book.layer(image.key), image.axes) for image in images),
@@ -122,8 +136,10 @@ class FineTuning(QObject):
         elif isinstance(event, BaseScoring):
             self._run.say("Scoring the base on your strokes…")
         elif isinstance(event, TrainingStarted):
-            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision})."
-                          f"{_sizes(event.diameters_px)}")
+            self._scales = dict(zip(self._keys, event.scales, strict=False))
+            across = span_in_words(event.diameters_px) if event.diameters_px else ""
+            sizes = f" Objects are taken to be {across} across." if across else ""
+            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision}).{sizes}")
         elif isinstance(event, TrainingNote):
             self._run.say(event.text, "warning")
         if isinstance(event, TrainingStep):
@@ -184,12 +200,3 @@ def outcome_in_words(tuned: TunedModel) -> str:
 
 def _images(n: int) -> str:
     return "one image" if n == 1 else f"{n} images"
-
-
-def _sizes(diameters_px: Sequence[float]) -> str:
-    """How large objects are taken to be, as a sentence that goes on after another; empty if nobody knows."""
-    if not diameters_px:
-        return ""
-    smallest, largest = f"{min(diameters_px):.0f}", f"{max(diameters_px):.0f}"
-    across = smallest if smallest == largest else f"{smallest} to {largest}"
-    return f" Objects are taken to be {across} px across{'.' if smallest == largest else ', depending on the image.'}"

@@ -251,9 +251,9 @@ class Proofreading(QObject):
         if region is None:
             self._say("The view does not show planes of the image. Turn the axes back, or go to 2D.", "warning")
             return
-        boxes = self._boxes_shown()
-        whole = boxes.within(region)
-        n_cut = len(boxes.touching(region) - whole - self._accepted.ids)
+        whole = self._boxes_shown().within(region)
+        seen = frozenset(np.unique(self._plane()[region]).tolist()) - {0}
+        n_cut = len(seen - whole - self._accepted.ids)
         are = "is" if n_cut == 1 else "are"
         self._accept_all_of(whole, f" {n_cut:,} that the view cuts {are} not." if n_cut else "")
 

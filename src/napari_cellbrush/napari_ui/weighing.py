@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject
 
 from napari_cellbrush.errors import CellbrushError
-from napari_cellbrush.events import TrainingStarted
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job
 from napari_cellbrush.session import ImageEntry
@@ -62,11 +60,7 @@ class Weighing(QObject):
         entry, stated = self._session.find_model(self._session.base), self._session.training_config.diameter_px
         if entry is not None and stated:
             return float(entry.card.scale_for(stated))
-        scales = next((event.scales for event in self._session.training_events if isinstance(event, TrainingStarted)),
-                      ())
-        taught = self._session.taught_images()
-        # Of other images than those of the last training nobody knows which is which.
-        return scales[taught.index(image.key)] if len(scales) == len(taught) else median(scales or (1.0,))
+        return self._bench.fine_tuning.scale_of(image.key)
 
     def _on_finished(self, task: runs.WeighTask, image: ImageEntry, weights: NDArray[np.float32]) -> None:
         self._job = None
