@@ -36,7 +36,7 @@ from skimage.segmentation import watershed
 from napari_cellbrush.config import DEFAULT_CLASSES, ObjectsConfig
 from napari_cellbrush.engine.annotation import median_diameter
 from napari_cellbrush.engine.metrics import ObjectScores, average_precision
-from napari_cellbrush.engine.model import SCALES
+from napari_cellbrush.engine.model import ModelCard
 from napari_cellbrush.engine.objects import objects_from_probabilities
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.engine.unet import UNet
@@ -56,13 +56,14 @@ VOTES_SIGMA_PX, CENTRES_APART, LEAST_VOTES = 2.0, 0.9, 0.1
 def main() -> None:
     arguments = _arguments()
     network = _network(arguments.checkpoint)
+    card = ModelCard(name="cells", classes=DEFAULT_CLASSES, in_channels=1, diameter_px=DIAMETER_PX)
     print("| set | images | " + " | ".join(f"{way} AP50 | AP75" for way in WAYS) + " |")
     print("|" + "---|" * (2 + 2 * len(WAYS)))
     for name in arguments.sets or SETS:
         of_images: list[list[ObjectScores]] = []
         chosen = list(images_of(name, arguments.split))
         for _, planes, truth in chosen[:: max(1, len(chosen) // (arguments.images or len(chosen)))]:
-            scale = min(max(DIAMETER_PX / (median_diameter(truth) or DIAMETER_PX), SCALES[0]), SCALES[1])
+            scale = card.scale_for(median_diameter(truth))
             answer = answered(network, Resampled(planes, scale))
             of_images.append([average_precision(way(answer, scale), truth) for way in WAYS.values()])
         figures = []

@@ -25,8 +25,9 @@ class HistoryPanel(QWidget):
         self._can_compute = False
         self.curve = ScoreCurve()
         self.choice = ChoiceBox()
-        self.choice.setToolTip("Models of this session, the newest first, with their scores and the range in which "
-                               "other strokes would score")
+        self.choice.setToolTip("Models of this session, the newest first, each with its score on the strokes that its own "
+                               "training held out, and the range in which other strokes would score: where ranges "
+                               "overlap, neither model is better for sure")
         self.compare = QPushButton("Compare")
         self.compare.setToolTip("Show as a layer where the view looks different with this model")
         self.use = QPushButton("Use this one")
