@@ -40,6 +40,8 @@ Scope = Literal["view", "slice", "layer", "all"]
 CorrectionTool = Literal["select", "merge", "split"]
 NoticeKind = Literal["info", "success", "warning", "error"]
 
+#: More images are not named one by one.
+MOST_NAMED = 4
 #: The base that is no model: random weights. No file can be called so, because names of files are not empty.
 SCRATCH = ""
 
@@ -429,6 +431,19 @@ class Session:
         """Keys of the images with at least one painted pixel or accepted object."""
         painted = self.painted_images()
         return tuple(image.key for image in self.images if image.key in painted or self.accepted_of(image.key))
+
+    def taught_in_words(self) -> str:
+        """What a training would learn from, image by image; empty if there is nothing."""
+        painted, taught = self.painted_images(), []
+        for image in self.images:
+            n_objects = sum(len(accepted.ids) for accepted in self.accepted_of(image.key).values())
+            objects = "one object" if n_objects == 1 else f"{n_objects:,} objects" if n_objects else ""
+            what = " and ".join(filter(None, ("strokes" if image.key in painted else "", objects)))
+            if what:
+                taught.append(f"{what} on '{image.name}'")
+        if len(taught) > MOST_NAMED:
+            return f"Learns from {len(taught)} images."
+        return f"Learns from {', '.join(taught)}." if taught else ""
 
     def set_correction(self, **changes: Any) -> None:
         """Change some of :class:`Correction`."""

@@ -450,6 +450,19 @@ def test_what_is_accepted_during_a_run_stays_too(viewer, correcting, person, see
     assert viewer.layers["cells objects"].data[70, 100]
 
 
+def test_both_objects_to_merge_are_clicked_whichever_was_at_hand(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    before = layer.data.copy()
+    click(person, *PLACES[3])
+    assert correcting.session.correction.current
+    person.key(Qt.Key.Key_M)
+    click(person, *PLACES[0])
+    np.testing.assert_array_equal(layer.data, before)
+    click(person, *PLACES[1])
+    assert layer.data[PLACES[1]] == layer.data[PLACES[0]] == before[PLACES[0]]
+    assert layer.data[PLACES[3]] == before[PLACES[3]]
+
+
 def test_undo_does_not_reach_behind_a_new_prediction(viewer, correcting, person, seen):
     layer = viewer.layers["cells objects"]
     person.key(Qt.Key.Key_M)
@@ -518,6 +531,43 @@ def test_objects_painted_from_scratch_are_an_annotation(viewer, workspace, image
 
 
 # ------------------------------------------------------------------------------------------------ stacks and strangers
+
+
+def test_masks_from_elsewhere_teach_about_the_image_of_their_name_or_that_is_said(viewer, workspace, image, person):
+    for name in ("012", "000"):
+        viewer.add_image(image if name == "012" else image + 1, name=name)
+    viewer.add_image(image[:50], name="smaller")
+    ids = np.zeros(image.shape, np.int32)
+    ids[10:20, 10:20], ids[40:60, 50:70] = 1, 2
+    for name in ("012 masks", "000 masks", "of some image"):
+        viewer.add_labels(ids.copy(), name=name)
+    session, dock = workspace.session, workspace.correct
+    key_of = {entry.name: entry.key for entry in session.images}
+    masks = {mask.name: mask.key for mask in session.masks}
+    session.choose_image(key_of["000"])
+    workspace.show_tab("correct")
+    for name, of in (("012 masks", "012"), ("000 masks", "000"), ("of some image", "000")):
+        choose(dock.layer, masks[name])
+        assert [dock.image.itemText(row) for row in range(dock.image.count())].count("smaller") == 0
+        assert dock.image.currentText() == of
+        person.click(dock.toggle)
+        person.click(dock.accept_all)
+        person.click(dock.toggle)
+    assert [len(session.accepted_of(key_of[name])) for name in ("012", "000")] == [1, 2]
+    assert dock.image.isEnabled()
+    choose(dock.image, key_of["012"])
+    assert [len(session.accepted_of(key_of[name])) for name in ("012", "000")] == [2, 1]
+    assert "4 objects on '012'" in session.taught_in_words()
+    # It stays so, whatever image is worked on.
+    session.choose_image(key_of["000"])
+    assert dock.image.currentText() == "012"
+    person.click(dock.toggle)
+    assert "2 of 2 accepted" in dock.progress_words.text()
+
+
+def choose(box, key):
+    box.setCurrentIndex(box.findData(key))
+    box.chosen.emit(key)
 
 
 @pytest.mark.parametrize(("axes", "order"), [("ZYX", (0, 1, 2)), ("TYX", (0, 2, 1)), ("CYXZ", (3, 0, 2, 1))])

@@ -20,7 +20,7 @@ from napari_cellbrush.events import (
     ValidationScored,
 )
 from napari_cellbrush.napari_ui import layers, runs
-from napari_cellbrush.napari_ui.fine_tuning import outcome_in_words
+from napari_cellbrush.napari_ui.fine_tuning import _sizes_in_words, outcome_in_words
 from napari_cellbrush.session import SCRATCH, TunedModel
 
 
@@ -111,7 +111,7 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
         while not go_on:
             time.sleep(0.01)
         go_on.clear()
-        yield TrainingStarted("CPU", "float32", 10, 100, 20, "", 0.5, (40.2, 70.0))
+        yield TrainingStarted("CPU", "float32", 10, 100, 20, "", 0.5, (40.2,))
         yield TrainingStep(1, 10, 0.9, 1e-3, 1.0, 9.0)
         while not go_on:
             time.sleep(0.01)
@@ -128,7 +128,8 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
     person.wait(lambda: dock.run.notice.text() == "Scoring the base on your strokes…")
     go_on.append(True)
     person.wait(lambda: painted.session.training.count == "step 1 of 10")
-    assert "Objects are taken to be 40 to 70 px across." in dock.run.notice.text()
+    assert dock.teachers.text() == "Learns from strokes on 'cells'."
+    assert "Objects are taken to be 40 px across." in dock.run.notice.text()
     assert not dock.curve.isVisible()  # one point is no curve
     go_on.append(True)
     person.wait(lambda: painted.session.training.count == "step 2 of 10")
@@ -285,7 +286,7 @@ def test_models_of_a_session_are_on_a_timeline_to_compare_and_to_go_back_to(view
     assert dock.history is None
     person.click(dock.run.button)
     finished(painted, person)
-    assert dock.history.choice.currentText() == "cells model: 6 strokes, no score"
+    assert dock.history.choice.currentText() == "cells model: no score, 6 strokes"
     assert not dock.history.use.isEnabled()  # it is in use
     layer = painted.annotate.bench.annotating.layer_of(session.image.key)
     layer.data_setitem((np.array([110, 111]), np.array([7, 7])), np.uint8(1))
@@ -487,8 +488,20 @@ def test_strokes_painted_during_training_are_kept_and_do_not_reach_it(viewer, pa
     ((True, None, 0.75, "", "no_progress"),
      "Ended after 9 steps, because the score rose no longer: 0.75 on the held-out strokes. Saved as 'm'."),
     ((False, 0.5, 0.25, "", "stopped"),
-     "Stopped after 9 steps: worse than its base on the held-out strokes, so 'before' stays chosen. Saved as 'm'."),
+     "Stopped after 9 steps: worse than its base on the held-out strokes. 'before' stays chosen. Saved as 'm'."),
+    ((True, 0.5, 0.5, "", "time"), "Ended by the time limit after 9 steps: as good as before on the held-out strokes. "
+     "With more time it may learn more. Saved as 'm'."),
 ])
 def test_outcomes_in_words(values, words):
     improved, base, score, reason, ended = values
     assert outcome_in_words(TunedModel("m", improved, base, score, reason, ended, 9, "before")) == words
+
+
+@pytest.mark.parametrize(("names", "sizes", "words"), [
+    (("a", "b"), (), ""),
+    (("a", "b"), (40.2, 39.9), " Objects are taken to be 40 px across."),
+    (("a", "b"), (40.2, 70), " Objects are taken to be 40 px across in 'a', 70 px across in 'b'."),
+    (tuple("abcde"), (40, 70, 41, 50, 60), " Objects are taken to be 40 to 70 px across."),
+])
+def test_sizes_in_words(names, sizes, words):
+    assert _sizes_in_words(names, sizes) == words

@@ -267,6 +267,20 @@ def test_all_images_are_segmented_and_a_bad_one_does_not_stop_the_others(viewer,
     assert viewer.layers["second classes"].data.all()
 
 
+@pytest.mark.usefixtures("specks")
+def test_of_several_images_all_sizes_are_said(viewer, ready, person, image, tiny_model, monkeypatch):
+    model = tiny_model("sized", seed=3)
+    add_to_library(Model(model.network, model.card.replace(diameter_px=24.0)), "sized")
+    ready.annotate.bench.look_around()
+    person.wait(lambda: ready.session.find_model("sized"))
+    ready.session.choose_model("sized")
+    monkeypatch.setattr(diameter, "measured_diameter", lambda model, planes, *_: diameter.Measurement(
+        40.0 if planes.name == "second" else 12.0, evidence=0.5))
+    viewer.add_image(image[:80], name="second")
+    ready.session.set_options(scope="all", output="objects")
+    assert "Objects are taken to be 12 to 40 px across." in segment(ready, person).text
+
+
 # ------------------------------------------------------------------------------------------- result layers
 
 

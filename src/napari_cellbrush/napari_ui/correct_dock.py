@@ -18,7 +18,7 @@ from napari_cellbrush.napari_ui.controls import (
 )
 from napari_cellbrush.napari_ui.dock import SPACING_PX, Dock
 from napari_cellbrush.napari_ui.object_table import ObjectTable
-from napari_cellbrush.session import CorrectionTool
+from napari_cellbrush.session import CorrectionTool, MaskEntry
 
 #: Milliseconds without a change before the table is made anew.
 _TABLE_AFTER_MS = 200
@@ -37,7 +37,11 @@ class CorrectDock(Dock):
 
     def _build(self) -> None:
         self.layer = ChoiceBox()
-        self.row(self.form(), "Objects", self.layer)
+        self.image = ChoiceBox()
+        self.image.setToolTip("The image that these objects are of, and that accepted ones teach about")
+        form = self.form()
+        self.row(form, "Objects", self.layer)
+        self.row(form, "Image", self.image)
         self.search = RunPanel("Find objects", "Stop")
         self.search.setToolTip("Segment the plane that is shown, with the model and the settings of the Segment tab")
         self.column.addWidget(self.search)
@@ -112,6 +116,7 @@ class CorrectDock(Dock):
     def _connect(self) -> None:
         session, proofreading = self.session, self.bench.proofreading
         self.layer.chosen.connect(self._on_layer_chosen)
+        self.image.chosen.connect(lambda key: proofreading.say_image(self.layer.value() or "", key))
         self.search.startRequested.connect(self._on_search)
         self.search.stopRequested.connect(self.bench.segmenting.stop)
         self.toggle.clicked.connect(self._on_toggled)
@@ -146,6 +151,7 @@ class CorrectDock(Dock):
         keys = [mask.key for mask in choices]
         self.layer.set_choices([(mask.key, mask.name, "") for mask in choices],
                                kept if kept in keys else next(iter(keys), None), "None yet")
+        self._refresh_image(next((mask for mask in choices if mask.key == self.layer.value()), None))
         on = bool(correction.layer)
         self.toggle.setText("Stop correcting" if on else "Correct")
         self.toggle.setChecked(on)
@@ -166,6 +172,15 @@ class CorrectDock(Dock):
         self.notice.setValue(correction.notice)
         self._refresh_search()
 
+    def _refresh_image(self, mask: MaskEntry | None) -> None:
+        """To be chosen for labels from elsewhere; those that a run made are of the image that it saw."""
+        exporting = self.bench.exporting
+        image = exporting.image(mask) if mask is not None else None
+        fitting = exporting.fitting_images(mask) if mask is not None else []
+        self.image.set_choices([(image.key, image.name, "") for image in fitting], image.key if image else None,
+                               "None that fits" if mask is not None and not fitting else "")
+        self.image.setEnabled(mask is not None and not mask.output and len(fitting) > 1)
+
     def _refresh_search(self) -> None:
         """Offered while nobody corrects, and to be stopped until the run has ended."""
         run = self.session.segmentation
@@ -184,6 +199,8 @@ class CorrectDock(Dock):
     def _on_layer_chosen(self, key: str) -> None:
         if self.session.correction.layer:
             self.bench.proofreading.start(key)
+        else:
+            self._refresh()
 
     def _on_toggled(self, on: bool) -> None:
         if on:

@@ -76,15 +76,26 @@ class Exporting(QObject):
         self._said_sizes[self._image_key(mask)] = size
 
     def image(self, mask: MaskEntry) -> ImageEntry | None:
-        """The image that objects were found in; for labels from elsewhere the one that is worked on, if it fits."""
+        """The image that objects were found in, or that somebody said.
+
+        For labels from elsewhere the one after which they are named, else the one that is worked on, if it fits, else
+        the only one that does.
+        """
         session, note = self._bench.session, layers.note_of(self._bench.book.layer(mask.key))
-        candidates = [session.image]
+        fitting = self.fitting_images(mask)
         if "image" in note:
             # An image that was closed and opened again has another key and, as a rule, its name.
-            candidates = [image for image in session.images if image.key == note["image"]] or [
-                image for image in session.images if image.name == note.get("image_name")]
-        return next((image for image in candidates if image is not None and image.axes
-                     and layers.labels_shape(image.axes, image.shape) == mask.shape), None)
+            return next((image for image in fitting if image.key == note["image"]), None) or next(
+                (image for image in fitting if image.name == note.get("image_name")), None)
+        named = max((image for image in fitting if image.name in mask.name), key=lambda image: len(image.name),
+                    default=None)
+        at_hand = session.image if session.image in fitting else None
+        return named or at_hand or (fitting[0] if len(fitting) == 1 else None)
+
+    def fitting_images(self, mask: MaskEntry) -> list[ImageEntry]:
+        """Images of the shape that a layer's labels have."""
+        return [image for image in self._bench.session.images
+                if image.axes and layers.labels_shape(image.axes, image.shape) == mask.shape]
 
     def start(self, mask: MaskEntry, path: Path, axes: str, *, overwrite: bool, format: ExportFormat = "tiff") -> None:
         """Write a layer; ends at once, with a sentence, if that is not possible."""

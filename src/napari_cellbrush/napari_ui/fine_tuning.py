@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from napari_cellbrush.events import (
 )
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job
-from napari_cellbrush.session import Phase, TunedModel
+from napari_cellbrush.session import MOST_NAMED, Phase, TunedModel
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
@@ -37,6 +38,7 @@ class FineTuning(QObject):
         self._previous = ""
         #: Of the images that the last training learns or learnt from, and network pixels per pixel of each.
         self._keys: tuple[str, ...] = ()
+        self._names: tuple[str, ...] = ()
         self._scales: dict[str, float] = {}
         #: A model that is only in memory, because it could not be saved; kept until it is, or discarded.
         self.unsaved: runs.Tuned | None = None
@@ -105,7 +107,7 @@ class FineTuning(QObject):
     def _task(self, name: str, resumes: bool) -> runs.TrainingTask:
         session, bench = self._session, self._bench
         images = [image for key in session.taught_images() if (image := session.find_image(key)) is not None]
-        self._keys = tuple(image.key for image in images)
+        self._keys, self._names = tuple(image.key for image in images), tuple(image.name for image in images)
         return runs.TrainingTask(
             base=session.base,
             images=tuple(layers.planes_of(bench.book.layer(image.key), image.axes) for image in images),
@@ -137,9 +139,8 @@ class FineTuning(QObject):
             self._run.say("Scoring the base on your strokes…")
         elif isinstance(event, TrainingStarted):
             self._scales = dict(zip(self._keys, event.scales, strict=False))
-            across = span_in_words(event.diameters_px) if event.diameters_px else ""
-            sizes = f" Objects are taken to be {across} across." if across else ""
-            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision}).{sizes}")
+            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision})."
+                          f"{_sizes_in_words(self._names, event.diameters_px)}")
         elif isinstance(event, TrainingNote):
             self._run.say(event.text, "warning")
         if isinstance(event, TrainingStep):
@@ -188,15 +189,27 @@ def outcome_in_words(tuned: TunedModel) -> str:
     ended = {"steps": "Done", "stopped": f"Stopped after {steps}", "time": f"Ended by the time limit after {steps}",
              "no_progress": f"Ended after {steps}, because the score rose no longer"}[tuned.ended]
     if not tuned.improved:
-        kept = f"'{tuned.previous}' stays chosen" if tuned.previous else "it is not chosen"
-        return f"{ended}: worse than its base on the held-out strokes, so {kept}. {saved}"
+        kept = f"'{tuned.previous}' stays chosen." if tuned.previous else "It is not chosen."
+        return f"{ended}: worse than its base on the held-out strokes. {kept} {saved}"
     if tuned.score is None:
         return f"{ended}. {saved}"
     if tuned.base_score is None:
         return f"{ended}: {tuned.score:.2f} on the held-out strokes. {saved}"
-    change = "as good as before" if f"{tuned.score:.2f}" == f"{tuned.base_score:.2f}" else "better than before"
-    return f"{ended}: {change} on the held-out strokes. {saved}"
+    if f"{tuned.score:.2f}" != f"{tuned.base_score:.2f}":
+        return f"{ended}: better than before on the held-out strokes. {saved}"
+    more = " With more time it may learn more." if tuned.ended == "time" else ""
+    return f"{ended}: as good as before on the held-out strokes.{more} {saved}"
 
 
 def _images(n: int) -> str:
     return "one image" if n == 1 else f"{n} images"
+
+
+def _sizes_in_words(names: Sequence[str], diameters_px: Sequence[float]) -> str:
+    """How large objects are taken to be, as a sentence that goes on after another; empty if nobody knows."""
+    if not diameters_px:
+        return ""
+    across = f"{span_in_words(diameters_px)} across"
+    if len({f"{px:.0f}" for px in diameters_px}) > 1 and len(names) <= MOST_NAMED:
+        across = ", ".join(f"{px:.0f} px across in '{name}'" for name, px in zip(names, diameters_px, strict=False))
+    return f" Objects are taken to be {across}."

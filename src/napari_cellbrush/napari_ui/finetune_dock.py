@@ -36,6 +36,8 @@ class FineTuneDock(Dock):
         form = self.form()
         self.row(form, "Start from", self.base)
         self.row(form, "Save as", self.name)
+        self.teachers = wrapped_label()
+        self.column.addWidget(self.teachers)
         self.run = RunPanel("Fine-tune", "Stop and keep best")
         self.column.addWidget(self.run)
         self.resume = QPushButton()
@@ -139,6 +141,9 @@ class FineTuneDock(Dock):
 
     def _refresh_run(self) -> None:
         self.run.setValue(self.session.training, self.bench.fine_tuning.why_not())
+        taught = self.session.taught_in_words()
+        self.teachers.setText(taught)
+        self.teachers.setVisible(bool(taught))
         unfinished = self.session.unfinished
         self.resume.setVisible(unfinished is not None and not self.session.training.busy)
         if unfinished is not None:

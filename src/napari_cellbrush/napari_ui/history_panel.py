@@ -25,8 +25,8 @@ class HistoryPanel(QWidget):
         self._can_compute = False
         self.curve = ScoreCurve()
         self.choice = ChoiceBox()
-        self.choice.setToolTip("Models of this session, the newest first, each with its score on the strokes that its own "
-                               "training held out, and the range in which other strokes would score: where ranges "
+        self.choice.setToolTip("Models of this session, the newest first, each with its score on the strokes that its "
+                               "own training held out, and the range in which other strokes would score: where ranges "
                                "overlap, neither model is better for sure")
         self.compare = QPushButton("Compare")
         self.compare.setToolTip("Show as a layer where the view looks different with this model")
@@ -70,6 +70,6 @@ def in_words(checkpoint: Checkpoint) -> str:
     """A checkpoint in one line."""
     strokes = "one stroke" if checkpoint.n_strokes == 1 else f"{checkpoint.n_strokes} strokes"
     if checkpoint.score is None:
-        return f"{checkpoint.name}: {strokes}, no score"
+        return f"{checkpoint.name}: no score, {strokes}"
     interval = " ({:.2f} to {:.2f})".format(*checkpoint.interval) if checkpoint.interval else ""
-    return f"{checkpoint.name}: {strokes}, {checkpoint.score:.2f}{interval}"
+    return f"{checkpoint.name}: {checkpoint.score:.2f}{interval}, {strokes}"

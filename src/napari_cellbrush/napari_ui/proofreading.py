@@ -74,6 +74,16 @@ class Proofreading(QObject):
                  if mask.labels and mask.output in ("objects", "") and mask.key not in strokes]
         return sorted(found, key=lambda mask: mask.output != "objects")
 
+    def say_image(self, layer_key: str, image_key: str) -> None:
+        """Say which image the objects of a layer from elsewhere are of; what is accepted teaches that one."""
+        layer, image = self._book.layer(layer_key), self._session.find_image(image_key)
+        if layer is None or image is None:
+            return
+        _note_image(layer, image)
+        if layer_key in self._histories:
+            self._histories[layer_key].belong_to(image)
+        self._session.correction_changed.emit()
+
     def checked(self, image_key: str) -> tuple[runs.CheckedObjects, ...]:
         """Copies of an image's objects layers in which something is accepted."""
         found = []
@@ -196,9 +206,9 @@ class Proofreading(QObject):
         if self._layer is not None:
             self._layer.mode = "pan_zoom"
             self._layer.cursor = "cross" if tool == "split" else "standard"
-            self._session.set_correction(tool=tool, notice=Notice(_HINTS[tool]))
-            if tool == "merge" and self._session.correction.current:
-                self._session.set_correction(notice=Notice("Click the object that belongs to this one."))
+            # The object at hand may lie anywhere: to merge, both are clicked.
+            current = 0 if tool == "merge" else self._session.correction.current
+            self._session.set_correction(tool=tool, current=current, notice=Notice(_HINTS[tool]))
 
     def select(self, number: int) -> None:
         """Work on an object of the plane shown; 0 for none."""
@@ -455,7 +465,7 @@ class Proofreading(QObject):
             return
         _check(layer, mask)
         if image is not None:
-            layers.note_on(layer, image=image.key, image_name=image.name, axes=layers.labels_axes(image.axes))
+            _note_image(layer, image)
         self._histories[mask.key] = History(layer, image, self._session)
 
     def _on_objects_written(self, layer: Labels) -> None:
@@ -619,6 +629,12 @@ class History:
         for key, action in (("Control-Z", self.undo), ("Control-Shift-Z", self.redo)):
             layer.bind_key(key, _without_layer(action), overwrite=True)
 
+    def belong_to(self, image: ImageEntry) -> None:
+        """The objects are of another image than was thought; what is accepted stays so."""
+        accepted, self._image = self._accepted, image
+        self._tell(Accepted())
+        self._tell(accepted)
+
     def close(self) -> None:
         """Stop listening."""
         self._layer.events.paint.disconnect(self._on_painted)
@@ -715,6 +731,10 @@ def show_box(viewer: Any, layer: Labels, axes: str, index: layers.Index, box: tu
         camera.zoom *= CLOSE_PX / size
     elif size > room:
         camera.zoom *= room / size
+
+
+def _note_image(layer: Labels, image: ImageEntry) -> None:
+    layers.note_on(layer, image=image.key, image_name=image.name, axes=layers.labels_axes(image.axes))
 
 
 def _check(layer: Labels, mask: MaskEntry) -> None:

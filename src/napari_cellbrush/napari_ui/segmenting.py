@@ -19,7 +19,7 @@ from napari_cellbrush.config import OutputKind
 from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.tiling import Region
 from napari_cellbrush.errors import AnnotationError, CellbrushError
-from napari_cellbrush.events import InferenceStarted, TileSegmented, TileSizeReduced
+from napari_cellbrush.events import InferenceStarted, TileSegmented, TileSizeReduced, span_in_words
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.result_layers import ResultLayers, Sheet
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
@@ -53,8 +53,8 @@ class Segmenting(QObject):
         self._what = ""
         #: Keys of the images of a run, in their order.
         self._keys: list[str] = []
-        #: In words, what the last image's scale is.
-        self._size = ""
+        #: How large objects are taken to be, by the number of the image in the run.
+        self._sizes: dict[int, float] = {}
         #: Object diameter in pixels that was measured, by image and model.
         self._diameters: dict[tuple[str, str], float] = {}
         self._n_objects: int | None = None
@@ -85,7 +85,7 @@ class Segmenting(QObject):
                 viewer_layers.remove(layer)
             self._run.end(str(error), "error")
             return
-        self._size = ""
+        self._sizes = {}
         self._latest, self._n_objects, self._problems, self._lost_layer = None, None, [], False
         self._began = time.perf_counter()
         self._run.begin(f"Loading '{task.model}'…")
@@ -178,15 +178,20 @@ class Segmenting(QObject):
             self._latest = event.target, event.event
         elif isinstance(event.event, InferenceStarted):
             self._hear_diameter(event.target, event.event.diameter_px)
-            self._say(f"Segmenting {self._what} ({event.event.precision}).{self._size}")
+            self._say(f"Segmenting {self._what} ({event.event.precision}).{self._sizes_in_words()}")
         elif isinstance(event.event, TileSizeReduced):
             self._say(f"The memory was too small; going on with tiles of {event.event.tile_size} px.")
 
     def _hear_diameter(self, target: int, diameter_px: float | None) -> None:
         """Measured once per image and model: a second look at another view would find another size."""
-        self._size = f" Objects are taken to be {diameter_px:.0f} px across." if diameter_px else ""
+        if diameter_px:
+            self._sizes[target] = diameter_px
         if diameter_px and not self._session.inference_config.diameter_px:
             self._diameters[self._keys[target], self._session.model] = diameter_px
+
+    def _sizes_in_words(self) -> str:
+        """A sentence that goes on after another; empty if nobody knows."""
+        return f" Objects are taken to be {span_in_words(self._sizes.values())} across." if self._sizes else ""
 
     def _say(self, text: str) -> None:
         if self._job is not None and not self._job.thread_side.stop.stopped:
@@ -243,7 +248,8 @@ class Segmenting(QObject):
         kind: NoticeKind = "success"
         if self._n_objects is not None:
             objects, kind = objects_in_words(self._n_objects)
-        text = " ".join([f"Segmented {self._what} in {took}. {objects}".rstrip() + self._size, *self._problems])
+        done = f"Segmented {self._what} in {took}. {objects}".rstrip()
+        text = " ".join([done + self._sizes_in_words(), *self._problems])
         self._end(text, "warning" if self._problems else kind)
 
     def _on_stopped(self, _: None) -> None:
