@@ -359,6 +359,18 @@ def test_objects_without_a_rim_say_nothing_for_touching_ones_look_like_one() -> 
     assert told_by(np.minimum(objects_to_classes(label(discs(20, 300) > 0.5)), 2), classes) is None
 
 
+def test_whole_objects_that_the_model_does_not_know_do_not_reduce_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = discs(60, 700)
+    planes, whole = Planes(image, "YX"), objects_to_classes(label(image > 0.5))
+    foreign = tuple(definition.replace(name=f"my {definition.name}") for definition in DEFAULT_CLASSES)
+    strokes = Painted(collect_annotation([planes], [whole], foreign), foreign)
+    assert told_by(whole, foreign) == pytest.approx(60, rel=0.1)
+    measures(monkeypatch, None, None)
+    assert object_diameters(MODEL, [planes], 0, CPU, painted=strokes) is None
+    assert object_diameters(MODEL, [planes], 0, CPU, painted=replace(strokes, classes=DEFAULT_CLASSES)) == (
+        pytest.approx(60, rel=0.1),)
+
+
 def test_what_a_model_was_tuned_on_comes_before_whole_objects_and_these_before_a_measurement(
     monkeypatch: pytest.MonkeyPatch) -> None:
     image = discs(20, 300)

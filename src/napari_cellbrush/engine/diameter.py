@@ -88,10 +88,10 @@ def object_diameters(model: Model, images: Sequence[Planes], stated_px: float, d
     """Diameter of the objects of each image, in its pixels: stated, known, told by whole objects, or measured.
 
     A model that was tuned knows that of its own images. In others, whole objects that are painted or accepted tell it
-    (see :func:`diameter_of_whole`), or the model measures in relation to its own. A base measures images where it sees
-    enough that it knows, else their strokes, if they are of classes that it knows and tell scales apart. (On 12
-    training images of phase contrast and tissue, five strokes a class were 0.4 octaves off in the mean, the images
-    0.2.)
+    (see :func:`diameter_of_whole`; of classes that the model knows), or the model measures in relation to its own. A
+    base measures images where it sees enough that it knows, else their strokes, if they are of classes that it knows
+    and tell scales apart. (On 12 training images of phase contrast and tissue, five strokes a class were 0.4 octaves
+    off in the mean, the images 0.2.)
 
     Images of one experiment have one magnification or a few: those whose diameters differ by less than a network
     tolerates get the median of theirs, others keep their own.
@@ -120,14 +120,15 @@ def object_diameters(model: Model, images: Sequence[Planes], stated_px: float, d
         return (stated_px,) * len(images)
     card = model.card
     wanted = painted.classes if painted else classes
-    whole = diameter_of_whole(painted, len(images)) if painted else (None,) * len(images)
+    knows_them = not wanted or meant_classes(card.classes, wanted) is not None
+    whole = diameter_of_whole(painted, len(images)) if painted and knows_them else (None,) * len(images)
 
     def told(number: int) -> float | None:
         image = images[number]
         known = card.tuned_on.get(image.fingerprint()) or whole[number]
         if known or card.image_diameter_px:
             return known or _diameter_beside_tuned_on(model, image, device, stop)
-        return _diameter_if_sure(model, image, wanted, device, stop) or (
+        return _diameter_if_sure(model, image, knows_them, device, stop) or (
             diameter_on_strokes(model, images, painted.on(number), device, stop) if painted else None)
 
     found = [told(number) for number in range(len(images))]
@@ -182,11 +183,10 @@ def _typical(known: Sequence[float], px: float | None) -> float:
     return float(np.median([other for other in known if px is None or max(other / px, px / other) < TOLERATED_SCALE]))
 
 
-def _diameter_if_sure(model: Model, image: Planes, wanted: Sequence[ClassDefinition], device: Device,
+def _diameter_if_sure(model: Model, image: Planes, knows_them: bool, device: Device,
                       stop: StopToken | None) -> float | None:
-    """What a base measures; None where that is not to be believed, of what is wanted there."""
+    """What a base measures; None where that is not to be believed, the less if it is to find what it does not know."""
     measured = measured_diameter(model, image, device, stop)
-    knows_them = not wanted or meant_classes(model.card.classes, wanted) is not None
     least = _LEAST_EVIDENCE if knows_them else _LEAST_EVIDENCE_FOR_OTHERS
     largest = math.inf if knows_them else model.card.diameter_px or math.inf
     if measured is None or measured.evidence <= least or measured.diameter_px > largest:
