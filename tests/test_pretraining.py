@@ -21,7 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig
 from napari_cellbrush.engine.device import choose_device
+from napari_cellbrush.engine.model import ModelCard, new_model
 from napari_cellbrush.engine.model_file import read_model
 
 RECIPE = Path(__file__).parents[1] / "pretraining"
@@ -98,6 +100,18 @@ def test_a_card_names_what_was_measured_and_what_is_weak(recipe: ModuleType) -> 
     text: str = importlib.import_module("ship").in_words({"dsb2018_fluo": 0.9, "usiigaci_phase": 0.1})
     assert "nuclei in fluorescence (DSB 2018) 0.90, fibroblasts in phase contrast 0.10" in text
     assert "Limits: paint before you trust it on fibroblasts in phase contrast." in text
+
+
+def test_the_mean_of_two_models_lies_between_them(recipe: ModuleType) -> None:
+    ship = importlib.import_module("ship")
+    card = ModelCard(name="cells", classes=DEFAULT_CLASSES, in_channels=1,
+                     network=NetworkConfig(depth=3, base_filters=8))
+    one, other = new_model(card.replace(n_steps=7), 0), new_model(card, 1)
+    mean = ship.mean_of(one, other)
+    assert mean.card == one.card
+    weights = [model.network.state_dict()["head.weight"] for model in (one, other, mean)]
+    torch.testing.assert_close(weights[2], (weights[0] + weights[1]) / 2, rtol=0, atol=1e-3)
+    assert not torch.equal(weights[0], weights[2])
 
 
 @pytest.fixture(scope="module")
