@@ -40,8 +40,8 @@ RING_PX = 5
 RIM_SHARE = 1 / 12
 #: No rim is thicker: images are reduced to an eighth at most.
 MOST_RIM_PX = 16
-#: What is smaller than this share of the median diameter, weighted by areas, is a fragment.
-FRAGMENT = 0.35
+#: What is smaller than this share of the median diameter, weighted by diameters, is a fragment.
+FRAGMENT = 0.4
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
@@ -277,11 +277,11 @@ def typical_diameter(areas: NDArray[np.intp]) -> float:
     Parameters
     ----------
     areas
-        Pixels of each object, at least one. (Inside the rims of the training images of six sets, the answer is 0.04 to
-        0.10 octaves off the median of the instances.)
+        Pixels of each object, at least one. (On training images of six sets, a fifth of whose pixels were held out, the
+        answer is 0.06 to 0.17 octaves off the median of the instances.)
     """
     diameters = 2 * np.sqrt(areas / np.pi)
-    return float(np.median(diameters[diameters > FRAGMENT * weighted_median(diameters, areas)]))
+    return float(np.median(diameters[diameters > FRAGMENT * weighted_median(diameters, diameters)]))
 
 
 def weighted_median(values: NDArray[np.floating], weights: NDArray[np.floating]) -> float:
