@@ -6,7 +6,7 @@ floor above by the same keys. It knows no Qt, no napari and no pixel, and every 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +27,7 @@ from napari_cellbrush.config import (
 from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.axes import AXIS_NAMES, check_axes
 from napari_cellbrush.errors import ConfigError
-from napari_cellbrush.events import TrainingEvent, TrainingStarted
+from napari_cellbrush.events import TrainingEvent, TrainingStarted, span_in_words
 
 if TYPE_CHECKING:
     from napari_cellbrush.engine.model_file import ModelEntry
@@ -688,6 +688,19 @@ def objects_in_words(n: int) -> tuple[str, NoticeKind]:
     if not n:
         return "No object. If there are any, lower Least certainty.", "warning"
     return "One object." if n == 1 else f"{n:,} objects.", "success"
+
+
+def sizes_in_words(diameters_px: Collection[float], names: Sequence[str] = ()) -> str:
+    """How large objects are taken to be, as a sentence that goes on after another; empty if nobody knows.
+
+    Sizes that differ are told one by one where the images are named and few.
+    """
+    if not diameters_px:
+        return ""
+    across = f"{span_in_words(diameters_px)} across"
+    if len({f"{px:.0f}" for px in diameters_px}) > 1 and 0 < len(names) <= MOST_NAMED:
+        across = ", ".join(f"{px:.0f} px across in '{name}'" for name, px in zip(names, diameters_px, strict=False))
+    return f" Objects are taken to be {across}."
 
 
 def duration_in_words(seconds: float) -> str:

@@ -315,7 +315,7 @@ def told_by(labels: NDArray[np.uint8], classes: tuple[ClassDefinition, ...] = DE
     """What whole objects say on the first of two images; on the second nothing is painted."""
     planes = Planes(np.zeros(labels.shape), "YX" if labels.ndim == 2 else "ZYX")
     annotation = collect_annotation([planes, planes], [labels, np.zeros_like(labels)], classes)
-    known, of_the_other = diameter_of_whole(Painted(annotation, classes), 2)
+    known, of_the_other = (diameter_of_whole(Painted(annotation, classes).on(number)) for number in range(2))
     assert of_the_other is None
     return known
 

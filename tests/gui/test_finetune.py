@@ -20,8 +20,8 @@ from napari_cellbrush.events import (
     ValidationScored,
 )
 from napari_cellbrush.napari_ui import layers, runs
-from napari_cellbrush.napari_ui.fine_tuning import _sizes_in_words, outcome_in_words
-from napari_cellbrush.session import SCRATCH, TunedModel
+from napari_cellbrush.napari_ui.fine_tuning import outcome_in_words
+from napari_cellbrush.session import SCRATCH, TunedModel, sizes_in_words
 
 
 @pytest.fixture
@@ -504,4 +504,4 @@ def test_outcomes_in_words(values, words):
     (tuple("abcde"), (40, 70, 41, 50, 60), " Objects are taken to be 40 to 70 px across."),
 ])
 def test_sizes_in_words(names, sizes, words):
-    assert _sizes_in_words(names, sizes) == words
+    assert sizes_in_words(sizes, names) == words

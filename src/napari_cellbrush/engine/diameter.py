@@ -121,15 +121,14 @@ def object_diameters(model: Model, images: Sequence[Planes], stated_px: float, d
     card = model.card
     wanted = painted.classes if painted else classes
     knows_them = not wanted or meant_classes(card.classes, wanted) is not None
-    whole = diameter_of_whole(painted, len(images)) if painted and knows_them else (None,) * len(images)
 
     def told(number: int) -> float | None:
-        image = images[number]
-        known = card.tuned_on.get(image.fingerprint()) or whole[number]
+        image, on_it = images[number], painted.on(number) if painted else None
+        known = card.tuned_on.get(image.fingerprint()) or (diameter_of_whole(on_it) if on_it and knows_them else None)
         if known or card.image_diameter_px:
             return known or _diameter_beside_tuned_on(model, image, device, stop)
         return _diameter_if_sure(model, image, knows_them, device, stop) or (
-            diameter_on_strokes(model, images, painted.on(number), device, stop) if painted else None)
+            diameter_on_strokes(model, images, on_it, device, stop) if on_it else None)
 
     found = [told(number) for number in range(len(images))]
     if stop and stop.stopped:
@@ -147,20 +146,20 @@ def object_diameter(model: Model, image: Planes, stated_px: float, device: Devic
     return found[0] if found else None
 
 
-def diameter_of_whole(painted: Painted, n_images: int) -> tuple[float | None, ...]:
-    """Typical diameter of the objects that are labelled as a whole, of each image, in its pixels.
+def diameter_of_whole(painted: Painted) -> float | None:
+    """Typical diameter of the objects of one image that are labelled as a whole, in its pixels.
 
     Whole is what has labels all round and does not reach the image's edge: every object of an instance mask, an
     accepted one, one painted with its rim; not a stroke. None where there are fewer than
     :data:`_LEAST_WHOLE_OBJECTS`, and where no class is a boundary: objects that touch would look like one.
     """
     if not any(definition.role == "boundary" for definition in painted.classes):
-        return (None,) * n_images
-    areas: list[list[NDArray[np.intp]]] = [[np.zeros(0, np.intp)] for _ in range(n_images)]
+        return None
+    areas = [np.zeros(0, np.intp)]
     for plane in painted.annotation.planes:
-        areas[plane.image] += _areas_of_whole(plane.labels, painted.classes)
-    found = [np.concatenate(of_image) for of_image in areas]
-    return tuple(typical_diameter(area) if len(area) >= _LEAST_WHOLE_OBJECTS else None for area in found)
+        areas += _areas_of_whole(plane.labels, painted.classes)
+    found = np.concatenate(areas)
+    return typical_diameter(found) if len(found) >= _LEAST_WHOLE_OBJECTS else None
 
 
 def _areas_of_whole(labels: NDArray[np.uint8], classes: Sequence[ClassDefinition]) -> list[NDArray[np.intp]]:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QObject
 
 from napari_cellbrush.errors import CellbrushError
-from napari_cellbrush.events import (
-    BaseScoring,
-    TrainingEvent,
-    TrainingNote,
-    TrainingStarted,
-    TrainingStep,
-    span_in_words,
-)
+from napari_cellbrush.events import BaseScoring, TrainingEvent, TrainingNote, TrainingStarted, TrainingStep
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job
-from napari_cellbrush.session import MOST_NAMED, Phase, TunedModel
+from napari_cellbrush.session import ImageEntry, Phase, TunedModel, sizes_in_words
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
@@ -36,9 +28,8 @@ class FineTuning(QObject):
         self._job: Job | None = None
         self._latest: TrainingStep | None = None
         self._previous = ""
-        #: Of the images that the last training learns or learnt from, and network pixels per pixel of each.
-        self._keys: tuple[str, ...] = ()
-        self._names: tuple[str, ...] = ()
+        #: What the last training learns or learnt from, and network pixels per pixel by the key of the image.
+        self._images: tuple[ImageEntry, ...] = ()
         self._scales: dict[str, float] = {}
         #: A model that is only in memory, because it could not be saved; kept until it is, or discarded.
         self.unsaved: runs.Tuned | None = None
@@ -107,7 +98,7 @@ class FineTuning(QObject):
     def _task(self, name: str, resumes: bool) -> runs.TrainingTask:
         session, bench = self._session, self._bench
         images = [image for key in session.taught_images() if (image := session.find_image(key)) is not None]
-        self._keys, self._names = tuple(image.key for image in images), tuple(image.name for image in images)
+        self._images = tuple(images)
         return runs.TrainingTask(
             base=session.base,
             images=tuple(layers.planes_of(bench.book.layer(image.key), image.axes) for image in images),
@@ -138,9 +129,9 @@ class FineTuning(QObject):
         elif isinstance(event, BaseScoring):
             self._run.say("Scoring the base on your strokes…")
         elif isinstance(event, TrainingStarted):
-            self._scales = dict(zip(self._keys, event.scales, strict=False))
+            self._scales = {image.key: scale for image, scale in zip(self._images, event.scales, strict=False)}
             self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels ({event.precision})."
-                          f"{_sizes_in_words(self._names, event.diameters_px)}")
+                          f"{sizes_in_words(event.diameters_px, [image.name for image in self._images])}")
         elif isinstance(event, TrainingNote):
             self._run.say(event.text, "warning")
         if isinstance(event, TrainingStep):
@@ -203,13 +194,3 @@ def outcome_in_words(tuned: TunedModel) -> str:
 
 def _images(n: int) -> str:
     return "one image" if n == 1 else f"{n} images"
-
-
-def _sizes_in_words(names: Sequence[str], diameters_px: Sequence[float]) -> str:
-    """How large objects are taken to be, as a sentence that goes on after another; empty if nobody knows."""
-    if not diameters_px:
-        return ""
-    across = f"{span_in_words(diameters_px)} across"
-    if len({f"{px:.0f}" for px in diameters_px}) > 1 and len(names) <= MOST_NAMED:
-        across = ", ".join(f"{px:.0f} px across in '{name}'" for name, px in zip(names, diameters_px, strict=False))
-    return f" Objects are taken to be {across}."

@@ -19,11 +19,11 @@ from napari_cellbrush.config import OutputKind
 from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.tiling import Region
 from napari_cellbrush.errors import AnnotationError, CellbrushError
-from napari_cellbrush.events import InferenceStarted, TileSegmented, TileSizeReduced, span_in_words
+from napari_cellbrush.events import InferenceStarted, TileSegmented, TileSizeReduced
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.result_layers import ResultLayers, Sheet
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
-from napari_cellbrush.session import ImageEntry, NoticeKind, Scope, duration_in_words, objects_in_words
+from napari_cellbrush.session import ImageEntry, NoticeKind, Scope, duration_in_words, objects_in_words, sizes_in_words
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
@@ -178,7 +178,7 @@ class Segmenting(QObject):
             self._latest = event.target, event.event
         elif isinstance(event.event, InferenceStarted):
             self._hear_diameter(event.target, event.event.diameter_px)
-            self._say(f"Segmenting {self._what} ({event.event.precision}).{self._sizes_in_words()}")
+            self._say(f"Segmenting {self._what} ({event.event.precision}).{sizes_in_words(self._sizes.values())}")
         elif isinstance(event.event, TileSizeReduced):
             self._say(f"The memory was too small; going on with tiles of {event.event.tile_size} px.")
 
@@ -188,10 +188,6 @@ class Segmenting(QObject):
             self._sizes[target] = diameter_px
         if diameter_px and not self._session.inference_config.diameter_px:
             self._diameters[self._keys[target], self._session.model] = diameter_px
-
-    def _sizes_in_words(self) -> str:
-        """A sentence that goes on after another; empty if nobody knows."""
-        return f" Objects are taken to be {span_in_words(self._sizes.values())} across." if self._sizes else ""
 
     def _say(self, text: str) -> None:
         if self._job is not None and not self._job.thread_side.stop.stopped:
@@ -249,7 +245,7 @@ class Segmenting(QObject):
         if self._n_objects is not None:
             objects, kind = objects_in_words(self._n_objects)
         done = f"Segmented {self._what} in {took}. {objects}".rstrip()
-        text = " ".join([done + self._sizes_in_words(), *self._problems])
+        text = " ".join([done + sizes_in_words(self._sizes.values()), *self._problems])
         self._end(text, "warning" if self._problems else kind)
 
     def _on_stopped(self, _: None) -> None:
