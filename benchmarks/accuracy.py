@@ -1,6 +1,6 @@
 """How good the bundled weights find objects in images they never saw, and how good they become with a few masks.
 
-    python benchmarks/accuracy.py zero-shot [--model NAME|FILE] [--sets NAME...] [--diameter measured|true]
+    python benchmarks/accuracy.py zero-shot [--model NAME|FILE] [--sets NAME...] [--diameter measured|true] [--mirrored]
     python benchmarks/accuracy.py masks [--masks N...] [--seeds N] [--border-weight W...] [--images N] [--sets NAME...]
 
 Reads ``$CELLBRUSH_DATA`` (default ``../shared/data``): images, instance masks and ``splits.json``, whose ``bench``
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def zero_shot(model: Model, name: str, arguments: argparse.Namespace) -> str:
-    return row_of(name, measured(model, name, arguments.images, arguments.diameter == "true"))
+    return row_of(name, measured(model, name, arguments.images, arguments.diameter == "true", arguments.mirrored))
 
 
 def row_of(name: str, found: Measured) -> str:
@@ -125,11 +125,11 @@ class Measured:
         return (*map(float, (precision[ap50], precision[ap75], precision.mean(), by_image)), self.seg.mean)
 
 
-def measured(model: Model, name: str, n_images: int, true_diameter: bool = False) -> Measured:
+def measured(model: Model, name: str, n_images: int, true_diameter: bool = False, mirrored: bool = False) -> Measured:
     """Segment the first ``n_images`` bench images of a set, 0 for all, and compare objects with the truth."""
     parts, began = [], time.perf_counter()
     for _, planes, truth in islice(images_of(name, "bench"), n_images or None):
-        config = InferenceConfig(diameter_px=median_diameter(truth) if true_diameter else 0)
+        config = InferenceConfig(diameter_px=median_diameter(truth) if true_diameter else 0, mirrored=mirrored)
         objects = segment_array(model, planes, "objects", config=config)
         parts.append((average_precision(objects, truth), seg_score(objects, truth), truth.size))
     scores, segs, sizes = zip(*parts, strict=True)
@@ -159,6 +159,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="*", choices=list(SETS))
     parser.add_argument("--images", type=int, default=0, help="measure only the first N images of each set")
     parser.add_argument("--diameter", choices=["measured", "true"], default="measured")
+    parser.add_argument("--mirrored", action="store_true", help="look at mirror images too")
     parser.add_argument("--masks", nargs="*", type=int, default=[1, 2, 5])
     parser.add_argument("--border-weight", nargs="*", type=float, default=[0, 10])
     parser.add_argument("--seeds", type=int, default=3)

@@ -73,6 +73,22 @@ def test_tiled_equals_untiled_for_any_size(height: int, width: int, tile: int, d
     assert (found.argmax(0) == expected.argmax(0))[gap > 1e-5].all()
 
 
+def test_with_mirror_images_the_answer_is_the_mean_of_four_and_tiles_still_do_not_show() -> None:
+    pixels, model = image(150, 131), make_model(4)
+    config = InferenceConfig(precision="float32", mirrored=True)
+    found = segment_array(model, Planes(pixels, "YX"), "probabilities", device=CPU,
+                          config=config.replace(tile_size_px=200))
+    ways = [lambda a: a, lambda a: a[..., ::-1], lambda a: a[..., ::-1, :], lambda a: a[..., ::-1, ::-1]]
+    plane, margin = Planes(pixels, "YX"), model.network.geometry.margin
+    size = model.network.geometry.input_size_for(60)
+    window = plane.read_mirrored((), 48 - margin, 32 - margin, size, size)
+    one_way = predictor.TilePredictor(model, plane.normalisation(), CPU, InferenceConfig(precision="float32"))
+    expected = np.mean([way(one_way.predict(way(window).copy())) for way in ways], axis=0)
+    np.testing.assert_allclose(found[:, 48:108, 32:92], expected[:, :60, :60], atol=1e-4)
+    untiled = segment_array(model, Planes(pixels, "YX"), "probabilities", config=config, device=CPU)
+    np.testing.assert_allclose(found, untiled, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(845, 47), (1, 200), (200, 1), (3, 3)])
 def test_narrow_images_give_the_same_in_tiles(shape: tuple[int, int]) -> None:
     pixels = image(*shape)

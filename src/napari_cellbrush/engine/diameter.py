@@ -6,7 +6,7 @@ sees too little and somebody painted, it need not be sure but right: at the righ
 it.
 
 Tuning changes how large a network finds things, so a tuned one is asked how much larger they are than where it was
-tuned. Differences that a network tolerates are taken as chance, for images of one experiment have one magnification or
+tuned. Small differences are taken as chance, for images of one experiment have one magnification or
 a few. (Two measured images of one of six training sets at a time: the diameter of the first is 0.58 octaves off for the
 second in the mean, its own 0.30; where both are of about one size, 0.28 and 0.27.)
 """
@@ -33,17 +33,19 @@ from napari_cellbrush.engine.annotation import (
     weighted_median,
 )
 from napari_cellbrush.engine.device import Device
-from napari_cellbrush.engine.model import SCALES, TOLERATED_SCALE, Model, meant_classes
+from napari_cellbrush.engine.model import SCALES, Model, meant_classes
 from napari_cellbrush.engine.objects import objects_from_classes
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.predictor import TilePredictor, most_probable
 from napari_cellbrush.engine.resampling import Resampled
 from napari_cellbrush.events import StopToken
 
-#: Scales that are tried, the likeliest first; neighbours differ by less than the network tolerates. What is seen there
+#: Diameters that differ by less than this factor are taken as one.
+ALIKE = 1.4
+#: Scales that are tried, the likeliest first; neighbours differ by little for the network. What is seen there
 #: counts so much: reduced enough, clumps of anything look like cells. (208 looks for the diameter on 58 training images
 #: at up to four sizes each: 3 of them are wrong by more than an octave, without it 7.)
-_SCALES = {1.0: 1.0, 0.6: 0.97, 1.7: 0.97, 0.35: 0.9, 2.9: 0.9, 0.2: 0.8}
+_SCALES = {1.0: 1.0, 0.6: 0.97, 1.7: 0.97, 0.35: 0.9, 2.9: 0.9, 0.2: 0.65}
 #: Side of what is looked at, in network pixels.
 _WINDOW_PX = 268
 #: Share of the pixels that must lie, surely, in objects of the right size: below the first nobody knows, above the last
@@ -93,8 +95,8 @@ def object_diameters(model: Model, images: Sequence[Planes], stated_px: float, d
     and tell scales apart. (On 12 training images of phase contrast and tissue, five strokes a class were 0.4 octaves
     off in the mean, the images 0.2.)
 
-    Images of one experiment have one magnification or a few: those whose diameters differ by less than a network
-    tolerates get the median of theirs, others keep their own.
+    Images of one experiment have one magnification or a few: those whose diameters are :data:`ALIKE` get the median of
+    theirs, others keep their own.
 
     Parameters
     ----------
@@ -178,8 +180,8 @@ def _areas_of_whole(labels: NDArray[np.uint8], classes: Sequence[ClassDefinition
 
 
 def _typical(known: Sequence[float], px: float | None) -> float:
-    """Median of the diameters that a network takes as the same as this one; of all, where it is not known."""
-    return float(np.median([other for other in known if px is None or max(other / px, px / other) < TOLERATED_SCALE]))
+    """Median of the diameters that are like this one; of all, where it is not known."""
+    return float(np.median([other for other in known if px is None or max(other / px, px / other) < ALIKE]))
 
 
 def _diameter_if_sure(model: Model, image: Planes, knows_them: bool, device: Device,
@@ -203,7 +205,7 @@ def _diameter_beside_tuned_on(model: Model, image: Planes, device: Device, stop:
         return None
     here = card.image_diameter_px * measured.diameter_px / card.measured_as_px
     nearest = min(card.tuned_on.values() or [card.image_diameter_px], key=lambda px: abs(math.log(px / here)))
-    return nearest if abs(math.log(nearest / here)) <= math.log(TOLERATED_SCALE) else here
+    return nearest if abs(math.log(nearest / here)) <= math.log(ALIKE) else here
 
 
 def measured_in_relation(model: Model, images: Sequence[Planes], diameters: Sequence[float], device: Device,

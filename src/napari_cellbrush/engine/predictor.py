@@ -17,6 +17,10 @@ from napari_cellbrush.engine.model import Model, class_logits
 from napari_cellbrush.engine.planes import Normalisation
 from napari_cellbrush.engine.unet import UNet
 
+#: Axes of BCYX along which an image is mirrored: not at all, or in each way.
+_AS_IT_IS: tuple[tuple[int, ...], ...] = ((),)
+_MIRRORED = ((), (2,), (3,), (2, 3))
+
 
 class TilePredictor:
     """A model made ready to run on one device: batch norm folded, right precision and memory layout."""
@@ -25,6 +29,7 @@ class TilePredictor:
         self._folded = model.network.folded()
         self._normalisation = normalisation
         self._device = device
+        self._mirrors = _MIRRORED if config.mirrored else _AS_IT_IS
         self._load(precision_of(config, device))
 
     def _load(self, dtype: torch.dtype) -> None:
@@ -36,13 +41,17 @@ class TilePredictor:
     def predict(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
         """Class probabilities KYX float32 of a raw window CYX of a valid size, without its margins."""
         image = torch.from_numpy(self._normalisation.apply(window))[None]
+        seen = [self._probabilities(image.flip(axes)).flip(axes) for axes in self._mirrors]
+        probabilities: NDArray[np.float32] = torch.stack(seen).mean(dim=0)[0].contiguous().cpu().numpy()
+        return probabilities
+
+    def _probabilities(self, image: Tensor) -> Tensor:
         logits = self._logits(image)
         if self._dtype == torch.float16 and not bool(logits.isfinite().all()):
             # Features beyond 65,504 do not fit: a model like that runs in full precision from here on.
             self._load(torch.float32)
             logits = self._logits(image)
-        probabilities: NDArray[np.float32] = logits.float().softmax(dim=1)[0].contiguous().cpu().numpy()
-        return probabilities
+        return logits.float().softmax(dim=1)
 
     @torch.inference_mode()
     def decoded(self, window: NDArray[np.float32]) -> list[Tensor]:
