@@ -40,18 +40,20 @@ def flooded(seeds: NDArray[np.int32], levels: NDArray[np.uint8]) -> NDArray[np.i
     # A pixel that has its seed is closed like one that no seed may enter.
     level = np.pad(np.where(seeds > 0, np.uint8(NEVER), levels), 1, constant_values=NEVER).ravel()
     steps = (width, 1, -1, -width)
-    waiting = _open_beside(ids > 0, level, steps)
+    shore = _open_beside(ids > 0, level, steps)
     known = np.zeros(ids.shape, bool)
-    known[waiting] = True
-    while waiting.size:
-        heights = level[waiting]
-        lowest = int(heights.min())
-        front, higher = _adopted(waiting[heights <= lowest], ids, level, steps), [waiting[heights > lowest]]
-        while front.size:
-            front = _advanced(front, lowest, ids, level, known, steps, higher)
-        waiting = np.concatenate(higher)
+    known[shore] = True
+    # Pixels beside the water, by their level: each of them is looked at again when the water has come so high.
+    waiting = _by_level(shore, level)
+    while waiting:
+        height = min(waiting)
+        pixels = np.concatenate(waiting.pop(height))
         # While they waited, the water may have come to them from another side.
-        waiting = waiting[level[waiting] < NEVER]
+        front, higher = _adopted(pixels[level[pixels] < NEVER], ids, level, steps), [shore[:0]]
+        while front.size:
+            front = _advanced(front, height, ids, level, known, steps, higher)
+        for later, found in _by_level(np.concatenate(higher), level).items():
+            waiting.setdefault(later, []).extend(found)
     return np.ascontiguousarray(ids.reshape(-1, width)[1:-1, 1:-1])
 
 
@@ -64,6 +66,14 @@ def _open_beside(filled: NDArray[np.bool_], level: NDArray[np.uint8], steps: tup
         else:
             beside[:step] |= filled[-step:]
     return np.flatnonzero(beside & (level < NEVER))
+
+
+def _by_level(pixels: NDArray[np.intp], level: NDArray[np.uint8]) -> dict[int, list[NDArray[np.intp]]]:
+    """Pixels in groups of one level each."""
+    order = np.argsort(level[pixels], kind="stable")
+    levels, first = np.unique(level[pixels[order]], return_index=True)
+    groups = np.split(pixels[order], first[1:])
+    return {int(height): [group] for height, group in zip(levels, groups, strict=False)}
 
 
 def _adopted(pixels: NDArray[np.intp], ids: NDArray[np.int32], level: NDArray[np.uint8],

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ ObjectIds = NDArray[np.uint16] | NDArray[np.uint32]
 #: Heights of the landscape that probabilities are cut into. More do not change the average precision.
 _LEVELS = 64
 #: Steps in which the heights of maxima are told apart, and with them those of dips.
-_MAXIMA = np.arange(12, dtype=np.float32) / 10
+_MAXIMA = np.arange(11, dtype=np.float32) / 10
 _ROLES: tuple[ClassRole, ...] = ("background", "object", "boundary")
 #: The byte that stands for a probability of 1.
 MOST = 255
@@ -201,7 +202,8 @@ def ids_from_probabilities(probabilities: NDArray[Any], read: Window, window: Wi
     if probabilities.dtype == np.uint8:
         values *= np.float32(1 / MOST)
     totals = [_total(values, classes, role) for role in _ROLES]
-    background, cell, boundary = (_smoothed(total, config) for total in totals)
+    with ThreadPoolExecutor(len(_ROLES)) as pool:
+        background, cell, boundary = pool.map(partial(_smoothed, config=config), totals)
     foreground, score = np.maximum(cell, boundary) > background, cell - boundary
     if config.neck_px and not _values(classes, "boundary"):
         # Distances beyond the neck's do not matter, which keeps them independent of what lies far away.
@@ -327,22 +329,29 @@ def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], least_dip: floa
     cut
         YX: pixels of the window beside which the image goes on.
     """
-    seeds = np.zeros(cells.shape, np.int32)
-    n_seeds = 0
+    seeds, n_seeds = np.zeros(cells.size, np.int32), 0
+    at_cut = np.flatnonzero(cut)
     for value in np.unique(cells[cells > 0]):
         of_class = np.where(cells == value, score, np.float32(-2))
-        for maximum, above in pairwise(_MAXIMA):
-            pieces, n_pieces = ndimage.label(of_class >= maximum - np.float32(least_dip))
-            is_seed = np.zeros(n_pieces + 1, bool)
-            is_seed[pieces[of_class >= maximum]] = True
-            is_seed[pieces[of_class >= above]] = False
-            is_seed[pieces[cut]] = False
-            is_seed[0] = False
-            numbers = np.where(is_seed, n_seeds + np.cumsum(is_seed), 0).astype(np.int32)
-            found = is_seed[pieces]
-            seeds[found] = numbers[pieces[found]]
+        n_reached = np.zeros(cells.size, np.uint8)
+        for maximum in _MAXIMA:
+            n_reached += (of_class >= maximum).ravel()
+        # A pixel of each seed so far: a piece with a higher maximum holds its seed, or is cut as that was.
+        higher = np.empty(0, np.intp)
+        for number in range(len(_MAXIMA), 0, -1):
+            highest = np.flatnonzero(n_reached == number)
+            if not highest.size:
+                continue
+            pieces, n_pieces = ndimage.label(of_class >= _MAXIMA[number - 1] - np.float32(least_dip))
+            pieces = pieces.ravel()
+            pixel_of = np.full(n_pieces + 1, -1)
+            pixel_of[pieces[highest]] = highest
+            pixel_of[pieces[higher]] = pixel_of[pieces[at_cut]] = pixel_of[0] = -1
+            is_seed = pixel_of >= 0
+            seeds += np.where(is_seed, n_seeds + np.cumsum(is_seed), 0).astype(np.int32)[pieces]
             n_seeds += int(is_seed.sum())
-    return seeds
+            higher = np.concatenate([higher, pixel_of[is_seed]])
+    return seeds.reshape(cells.shape)
 
 
 def _without_holes(ids: NDArray[np.int32], max_hole_px: int) -> NDArray[np.int32]:
