@@ -34,13 +34,14 @@ from typing import Any
 import numpy as np
 from accuracy import STROKE_SETS, as_classes, read
 from annotator import correct, paint
-from ingredients import INGREDIENTS, segment_flipped
+from ingredients import INGREDIENTS
 from numpy.typing import NDArray
 from random_forest import RandomForest
 
 from napari_cellbrush.config import (
     DEFAULT_CLASSES,
     ClassDefinition,
+    InferenceConfig,
     ObjectsConfig,
     TrainingConfig,
     classes_from_names,
@@ -60,7 +61,7 @@ ARMS = ("untuned", "forest", "cellbrush", "scratch", "full")
 #: Of a forest, probabilities are shares of trees, which are seldom as sure as a network.
 FOREST_OBJECTS = ObjectsConfig(least_certainty=0.5)
 #: The row of the ablation in which the answer is a mean over mirror images.
-FLIPS = "test-time flips"
+MIRRORED = "mirror images too"
 #: What the recipe is without one of its ingredients, or with one more.
 ABLATION: dict[str, dict[str, Any]] = {
     "the defaults": {},
@@ -79,7 +80,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "rate × 3": {"learning_rate": 9e-4},
     "border weights": {"border_weight": 10},
     "cross-entropy and Dice": {"loss": "cross_entropy_dice"},
-    FLIPS: {},
+    MIRRORED: {},
     **{name: {} for name in INGREDIENTS},
 }
 
@@ -246,7 +247,8 @@ def _ablated(base: Model, task: Task, variant: str, n_strokes: int, seed: int, a
     config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps)
     nested = {"augmentation": {**config.augmentation.model_dump(), **change.get("augmentation", {})}}
     model = tune(base, task, labels, config.replace(**{**change, **nested}))
-    return class_score(partial(segment_flipped if variant == FLIPS else segment_array, model), task)
+    inference = InferenceConfig(mirrored=variant == MIRRORED)
+    return class_score(partial(segment_array, model, config=inference), task)
 
 
 def task_of(name: str) -> Task:

@@ -1,6 +1,6 @@
 """Ingredients of a recipe that were tried and are not in the program, for the ablation of ``from_strokes.py``.
 
-Each is a context in which training differs, or a way to answer. They reach into the engine where it has no setting for
+Each is a context in which training differs. They reach into the engine where it has no setting for
 them, because a setting that does not help should not exist.
 """
 
@@ -12,17 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from napari_cellbrush.config import TrainingConfig
 from napari_cellbrush.engine import learner, training
 from napari_cellbrush.engine.device import Device
-from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.model import Model
-from napari_cellbrush.engine.planes import Planes
-from napari_cellbrush.engine.predictor import most_probable
 from napari_cellbrush.engine.teacher import Teacher
 from napari_cellbrush.engine.unet import UNet
 
@@ -88,13 +83,6 @@ def average_as_teacher() -> Iterator[None]:
 
     with patch.object(training, "Learner", Taught):
         yield
-
-
-def segment_flipped(model: Model, image: Planes) -> NDArray[np.uint8]:
-    """Class map of the mean of the answers to an image and its mirror images."""
-    whole = image.read((), *(slice(0, size) for size in image.shape_yx))
-    turns = (np.s_[:, :, :], np.s_[:, ::-1], np.s_[:, :, ::-1], np.s_[:, ::-1, ::-1])
-    return most_probable(sum(segment_array(model, Planes(whole[turn], "CYX"), "probabilities")[turn] for turn in turns))
 
 
 #: Name of a row of the ablation: the context of its training.
