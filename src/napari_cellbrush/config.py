@@ -207,7 +207,7 @@ class TrainingConfig(Settings):
 class ObjectsConfig(Settings):
     """How objects are found in class probabilities. A pixel's score is P(cell) minus P(boundary), after smoothing."""
 
-    smoothing_px: float = _setting(1.5, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
+    smoothing_px: float = _setting(1.25, "Smoothing", "Standard deviation of the Gaussian that smooths probabilities, "
                                    "and with them outlines, in pixels as the network sees them; 0 leaves them as they "
                                    "are.", unit="px", ge=0, le=20)
     least_certainty: float = _setting(0.9, "Least certainty", "How sure the model must be, where it is surest, that "
