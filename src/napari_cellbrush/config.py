@@ -236,7 +236,7 @@ class InferenceConfig(Settings):
     tile_size_px: int = _setting(0, "Tile size", "Side of the square the network reads at once; 0 chooses one that "
                                  "fits the free memory.", unit="px", zero="automatic", ge=0, le=8192)
     precision: Precision = _setting("auto", "Precision", "auto: half precision where the device is faster with it.")
-    mirrored: bool = _setting(False, "Look at mirror images too", "Show the network every part of the image mirrored "
+    mirrored: bool = _setting(False, "Mirror images too", "Show the network every part of the image mirrored "
                               "in each way as well, and take the mean: most masks become a little better, in four "
                               "times the time.")
     diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the objects to find, in image pixels, "
