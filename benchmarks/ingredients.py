@@ -1,7 +1,7 @@
 """Ingredients of a recipe that were tried and are not in the program, for the ablation of ``from_strokes.py``.
 
-Each is a context in which training differs. They reach into the engine where it has no setting for
-them, because a setting that does not help should not exist.
+Each is a context in which training differs. They reach into the engine where it has no setting for them, because a
+setting that does not help should not exist.
 """
 
 from __future__ import annotations

@@ -280,8 +280,7 @@ def measures(monkeypatch: pytest.MonkeyPatch, *diameters: float | None) -> None:
     monkeypatch.setattr(diameter, "measured_diameter", measured)
 
 
-def test_images_keep_a_diameter_each_where_they_differ_by_more_than_is_tolerated(monkeypatch: pytest.MonkeyPatch
-                                                                                 ) -> None:
+def test_images_keep_a_diameter_each_where_they_are_not_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     images = [Planes(discs(20, 60), "YX")] * 5
     measures(monkeypatch, 70, 40, None, 66, 44)
     assert object_diameters(MODEL, images, 0, CPU) == (68, 42, 55, 68, 42)

@@ -43,13 +43,12 @@ def flooded(seeds: NDArray[np.int32], levels: NDArray[np.uint8]) -> NDArray[np.i
     shore = _open_beside(ids > 0, level, steps)
     known = np.zeros(ids.shape, bool)
     known[shore] = True
-    # Pixels beside the water, by their level: each of them is looked at again when the water has come so high.
+    # Pixels beside the water, by their level: none is flooded before the water has come so high, and then all are.
     waiting = _by_level(shore, level)
     while waiting:
         height = min(waiting)
-        pixels = np.concatenate(waiting.pop(height))
-        # While they waited, the water may have come to them from another side.
-        front, higher = _adopted(pixels[level[pixels] < NEVER], ids, level, steps), [shore[:0]]
+        front = _adopted(np.concatenate(waiting.pop(height)), ids, level, steps)
+        higher = [front[:0]]
         while front.size:
             front = _advanced(front, height, ids, level, known, steps, higher)
         for later, found in _by_level(np.concatenate(higher), level).items():
@@ -72,6 +71,7 @@ def _by_level(pixels: NDArray[np.intp], level: NDArray[np.uint8]) -> dict[int, l
     """Pixels in groups of one level each."""
     order = np.argsort(level[pixels], kind="stable")
     levels, first = np.unique(level[pixels[order]], return_index=True)
+    # Of no pixels there is one empty group, and no level.
     groups = np.split(pixels[order], first[1:])
     return {int(height): [group] for height, group in zip(levels, groups, strict=False)}
 
@@ -88,8 +88,8 @@ def _adopted(pixels: NDArray[np.intp], ids: NDArray[np.int32], level: NDArray[np
 
 
 def _advanced(front: NDArray[np.intp], height: int, ids: NDArray[np.int32], level: NDArray[np.uint8],
-              known: NDArray[np.bool_], steps: tuple[int, ...], waiting: list[NDArray[np.intp]]) -> NDArray[np.intp]:
-    """One step of all seeds: the pixels won, while those that lie higher are told to wait, once each."""
+              known: NDArray[np.bool_], steps: tuple[int, ...], higher: list[NDArray[np.intp]]) -> NDArray[np.intp]:
+    """One step of all seeds: the pixels won, while those that lie ``higher`` are told to wait, once each."""
     seeds, won = ids[front], []
     for step in steps:
         reached = front + step
@@ -101,5 +101,5 @@ def _advanced(front: NDArray[np.intp], height: int, ids: NDArray[np.int32], leve
         won.append(now)
         new = reached[~low & (heights < NEVER) & ~known[reached]]
         known[new] = True
-        waiting.append(new)
+        higher.append(new)
     return np.concatenate(won)

@@ -129,8 +129,9 @@ def _answers(model: Model, planes: Planes, index: tuple[int, ...], region: Regio
     rows, columns = region
     shape = (model.n_classes, rows.stop - rows.start, columns.stop - columns.start)
     probabilities = np.zeros(shape, np.float16)
-    for event in segment_planes(model, planes, config=config, device=device, indices=(index,), region=region,
-                                stop=stop):
+    # Whoever asks where to paint waits for it: once is enough.
+    for event in segment_planes(model, planes, config=config.replace(mirrored=False), device=device, indices=(index,),
+                                region=region, stop=stop):
         if isinstance(event, TileSegmented):
             probabilities[:, *relative_to((event.rows, event.columns), region)] = event.probabilities
         yield event

@@ -217,7 +217,8 @@ class _Loop:
 
 
 class _TunedModel:
-    """A model made ready to answer parts of the image as segmentation does, pixel by pixel the same."""
+    """A model made ready to answer parts of the image as segmentation does, pixel by pixel the same unless
+    that looks at mirror images too."""
 
     def __init__(self, model: Model, source: FeatureSource) -> None:
         self.model = model

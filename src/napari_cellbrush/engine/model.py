@@ -23,12 +23,13 @@ from napari_cellbrush.errors import ModelError
 NORMALISATION = "percentile-1-99.8"
 #: Images are reduced and enlarged at most this much.
 SCALES = (1 / 8, 3.0)
-#: Images are rescaled until their objects are this much larger than those the network was trained on: it finds as many
+#: Images are rescaled until their objects are this much larger than those the base was trained on: it finds as many
 #: or more, and draws them better. (Training images at their true diameters, average precision at 0.5 for objects of 20,
 #: 24 and 29 px: phase contrast 0.78, 0.84, 0.87, at 0.75 0.30, 0.38, 0.45; bright field 0.63, 0.67, 0.70; tissue 0.69,
 #: 0.71, 0.71. At 34 px none was better by more than 0.01.)
 SEEN_AS = 1.2
-#: Objects of a size between these, in the same unit, are seen as they are.
+#: Objects between these, as multiples of the same size, are seen as they are: to enlarge all images whose objects are a
+#: little smaller would take up to twice the time, and only bright field gained by it.
 SEEN_AS_THEY_ARE = (0.85, 1.4)
 
 
@@ -41,7 +42,8 @@ class ModelCard(Settings):
     #: True for bundled bases: their one channel is spread over however many an image has.
     any_channels: bool = False
     network: NetworkConfig = NetworkConfig()
-    #: Median diameter, in network pixels, of the objects it was trained to see; None if it works at any image's scale.
+    #: Median diameter, in network pixels, of the objects that its base was trained to see; None if it works at any
+    #: image's scale.
     diameter_px: float | None = Field(None, gt=0)
     #: Of the objects in the images it was tuned on, in their pixels, by the median; None if nobody knows.
     image_diameter_px: float | None = Field(None, gt=0)

@@ -202,6 +202,7 @@ def ids_from_probabilities(probabilities: NDArray[Any], read: Window, window: Wi
     if probabilities.dtype == np.uint8:
         values *= np.float32(1 / MOST)
     totals = [_total(values, classes, role) for role in _ROLES]
+    # SciPy's filters work beside each other.
     with ThreadPoolExecutor(len(_ROLES)) as pool:
         background, cell, boundary = pool.map(partial(_smoothed, config=config), totals)
     foreground, score = np.maximum(cell, boundary) > background, cell - boundary
@@ -336,13 +337,14 @@ def _seeds(score: NDArray[np.float32], cells: NDArray[np.uint8], least_dip: floa
         n_reached = np.zeros(cells.size, np.uint8)
         for maximum in _MAXIMA:
             n_reached += (of_class >= maximum).ravel()
-        # A pixel of each seed so far: a piece with a higher maximum holds its seed, or is cut as that was.
+        # A pixel of each seed so far. A piece that reaches higher holds such a seed; or what reached higher was cut,
+        # and then so is this piece.
         higher = np.empty(0, np.intp)
-        for number in range(len(_MAXIMA), 0, -1):
-            highest = np.flatnonzero(n_reached == number)
+        for n_steps in range(len(_MAXIMA), 0, -1):
+            highest = np.flatnonzero(n_reached == n_steps)
             if not highest.size:
                 continue
-            pieces, n_pieces = ndimage.label(of_class >= _MAXIMA[number - 1] - np.float32(least_dip))
+            pieces, n_pieces = ndimage.label(of_class >= _MAXIMA[n_steps - 1] - np.float32(least_dip))
             pieces = pieces.ravel()
             pixel_of = np.full(n_pieces + 1, -1)
             pixel_of[pieces[highest]] = highest

@@ -17,9 +17,8 @@ from napari_cellbrush.engine.model import Model, class_logits
 from napari_cellbrush.engine.planes import Normalisation
 from napari_cellbrush.engine.unet import UNet
 
-#: Axes of BCYX along which an image is mirrored: not at all, or in each way.
-_AS_IT_IS: tuple[tuple[int, ...], ...] = ((),)
-_MIRRORED = ((), (2,), (3,), (2, 3))
+#: Axes of BCYX along which an image is mirrored, one way after the other.
+_WAYS_TO_MIRROR = ((2,), (3,), (2, 3))
 
 
 class TilePredictor:
@@ -29,7 +28,7 @@ class TilePredictor:
         self._folded = model.network.folded()
         self._normalisation = normalisation
         self._device = device
-        self._mirrors = _MIRRORED if config.mirrored else _AS_IT_IS
+        self._mirrors = _WAYS_TO_MIRROR if config.mirrored else ()
         self._load(precision_of(config, device))
 
     def _load(self, dtype: torch.dtype) -> None:
@@ -41,8 +40,10 @@ class TilePredictor:
     def predict(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
         """Class probabilities KYX float32 of a raw window CYX of a valid size, without its margins."""
         image = torch.from_numpy(self._normalisation.apply(window))[None]
-        seen = [self._probabilities(image.flip(axes)).flip(axes) for axes in self._mirrors]
-        probabilities: NDArray[np.float32] = torch.stack(seen).mean(dim=0)[0].contiguous().cpu().numpy()
+        total = self._probabilities(image)
+        for axes in self._mirrors:
+            total += self._probabilities(image.flip(axes)).flip(axes)
+        probabilities: NDArray[np.float32] = (total / (1 + len(self._mirrors)))[0].contiguous().cpu().numpy()
         return probabilities
 
     def _probabilities(self, image: Tensor) -> Tensor:
