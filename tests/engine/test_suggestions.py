@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from napari_cellbrush.config import DEFAULT_CLASSES
+from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, NetworkConfig
+from napari_cellbrush.engine.device import choose_device
+from napari_cellbrush.engine.guide import look_over
+from napari_cellbrush.engine.inference import segment_array
+from napari_cellbrush.engine.model import ModelCard, new_model
+from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.suggestions import (
     disagreement,
     next_places,
@@ -17,6 +22,7 @@ from napari_cellbrush.engine.suggestions import (
     strokes_per_class,
     uncertainty,
 )
+from napari_cellbrush.events import StopToken, run_to_end
 
 SHAPE = (120, 160)
 
@@ -160,3 +166,15 @@ def test_strokes_are_counted_by_connected_pieces_of_one_class() -> None:
     labels[5, 5:9] = labels[6, 9] = labels[20, 20] = 1
     labels[5, 10] = 2
     assert strokes_per_class(labels, 3) == (2, 1, 0)
+
+
+def test_a_look_does_not_wait_for_mirror_images() -> None:
+    model = new_model(ModelCard(name="m", classes=DEFAULT_CLASSES, in_channels=1,
+                                network=NetworkConfig(depth=3, base_filters=8)), seed=0)
+    planes, place = Planes(np.random.default_rng(0).normal(size=(64, 64)), "YX"), (slice(0, 64), slice(0, 64))
+    configs = InferenceConfig(), InferenceConfig(mirrored=True)
+    as_it_is, mirrored = (segment_array(model, planes, "probabilities", config=config) for config in configs)
+    assert np.abs(as_it_is - mirrored).max() > 0.01
+    looks = [run_to_end(look_over(model, planes, (), place, np.zeros((64, 64), np.uint8), DEFAULT_CLASSES,
+                                  config=config, device=choose_device("cpu"), stop=StopToken())) for config in configs]
+    np.testing.assert_array_equal(looks[0].unsure, looks[1].unsure)
