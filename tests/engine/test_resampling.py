@@ -103,7 +103,7 @@ def test_the_scale_follows_from_the_diameter_and_small_differences_are_left() ->
 
     assert scale(diameter_px=40) == pytest.approx(1.2 * 0.5)
     assert scale(diameter_px=10) == pytest.approx(1.2 * 2)
-    assert scale(diameter_px=18) == scale(diameter_px=22) == 1.0
+    assert scale(diameter_px=20) == scale(diameter_px=22) == 1.0
     assert scale(diameter_px=2000) == 0.125
     assert scale(diameter_px=1) == 3.0
 
