@@ -231,8 +231,7 @@ class ObjectsConfig(Settings):
 
 
 class InferenceConfig(Settings):
-    """How a model is run over an image. The diameter, mirror images and how objects are found change
-    the result, the rest rounding."""
+    """How a model is run over an image. Tile size and precision change rounding alone, the rest the result."""
 
     tile_size_px: int = _setting(0, "Tile size", "Side of the square the network reads at once; 0 chooses one that "
                                  "fits the free memory.", unit="px", zero="automatic", ge=0, le=8192)

@@ -96,8 +96,8 @@ def object_diameters(model: Model, images: Sequence[Planes], stated_px: float, d
     and tell scales apart. (On 12 training images of phase contrast and tissue, five strokes a class were 0.4 octaves
     off in the mean, the images 0.2.)
 
-    Images of one experiment have one magnification or a few: those whose diameters are :data:`ALIKE` get the median of
-    theirs, others keep their own.
+    Images of one experiment have one magnification or a few: those whose diameters are alike (:data:`ALIKE`) get the
+    median of theirs, others keep their own.
 
     Parameters
     ----------
@@ -281,8 +281,8 @@ def measured_diameter(model: Model, planes: Planes, device: Device,
             break
     if not found.diameter_px or (stop and stop.stopped):
         return None
-    # Once more, at the size that evidence is counted by. (Bright field, 12 training images:
-    # average precision 0.586 instead of 0.549; four other sets between 0.004 less and 0.010 more.)
+    # Once more, at the size that evidence is counted by. (Bright field, 12 training images: average precision 0.586
+    # instead of 0.549; four other sets between 0.004 less and 0.010 more.)
     again = look(float(np.clip(wanted / found.diameter_px, *SCALES)))
     return found._replace(diameter_px=again.diameter_px) if again.evidence > _LEAST_EVIDENCE else found
 

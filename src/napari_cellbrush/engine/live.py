@@ -217,8 +217,7 @@ class _Loop:
 
 
 class _TunedModel:
-    """A model made ready to answer parts of the image as segmentation does, pixel by pixel the same unless
-    that looks at mirror images too."""
+    """A model made ready to answer parts of the image as segmentation without mirror images does, pixel by pixel."""
 
     def __init__(self, model: Model, source: FeatureSource) -> None:
         self.model = model

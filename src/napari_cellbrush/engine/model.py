@@ -23,10 +23,10 @@ from napari_cellbrush.errors import ModelError
 NORMALISATION = "percentile-1-99.8"
 #: Images are reduced and enlarged at most this much.
 SCALES = (1 / 8, 3.0)
-#: Images are rescaled until their objects are this much larger than those the base was trained on: it finds as many
-#: or more, and draws them better. (Training images at their true diameters, average precision at 0.5 for objects of 20,
-#: 24 and 29 px: phase contrast 0.78, 0.84, 0.87, at 0.75 0.30, 0.38, 0.45; bright field 0.63, 0.67, 0.70; tissue 0.69,
-#: 0.71, 0.71. At 34 px none was better by more than 0.01.)
+#: Images are rescaled until their objects are this much larger than those the base was trained on: it finds about as
+#: many or more, and draws them better. (Training images at their true diameters, average precision at 0.5 for objects
+#: of 20, 24 and 29 px: phase contrast 0.780, 0.841, 0.870, at 0.75 0.299, 0.375, 0.447; bright field 0.625, 0.669,
+#: 0.701; tissue 0.694, 0.712, 0.705. At 34 px phase contrast has 0.865 and 0.473, tissue 0.696.)
 SEEN_AS = 1.2
 #: Objects that are at least as large as those, up to this many times, are seen as they are. (What a base measures is
 #: larger than the true median, in bright field by a fifth: what it takes to be 20 to 24 px needs to be enlarged, too.)
