@@ -3,8 +3,8 @@
     python pretraining/pack.py --data FOLDER --out pretraining.npz
 
 Reads ``FOLDER/splits.json`` and takes ``train`` images alone. Images are normalised as the plugin does it and
-kept as bytes. Images of large objects are reduced until their median object is as large as the network is to see
-it; smaller ones are enlarged only while training, because enlarged ones would not fit the file.
+kept as bytes. Images of large objects are reduced until their median object is as large as the program shows it to
+the network; smaller ones are enlarged only while training, because enlarged ones would not fit the file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from skimage.measure import label
 from skimage.transform import resize
 
 from napari_cellbrush.engine.annotation import median_diameter
+from napari_cellbrush.engine.model import SEEN_AS
 from napari_cellbrush.engine.planes import Planes
 
 #: Bytes keep the normalised range [-1, 1.55] in steps of 0.01; augmentation noise is coarser.
 STEPS_PER_UNIT = 100
-#: Median diameter of the objects, in pixels, as the network sees them.
+#: Median diameter of the objects, in pixels, that the model is said to know.
 DIAMETER_PX = 24.0
 
 
@@ -84,6 +85,7 @@ def read(folder: Path, stem: str, image_set: ImageSet) -> Iterator[tuple[NDArray
     axes = image_set.axes if pixels.ndim == len(image_set.axes) else "T" + image_set.axes
     planes = Planes(pixels, axes, stem)
     step = PLANE_STEP if planes.stack_shape else 1
+    seen_px = SEEN_AS * DIAMETER_PX
     for index in planes.indices()[::step]:
         rows, columns = (slice(0, size) for size in planes.shape_yx)
         image = planes.normalisation().apply(planes.read(index, rows, columns))
@@ -98,7 +100,7 @@ def read(folder: Path, stem: str, image_set: ImageSet) -> Iterator[tuple[NDArray
             truth = (numbers + 1).astype(np.uint16)
             if image_set.dense:
                 truth[mask == 0] = 0
-        yield *reduced(image, truth, min(1.0, DIAMETER_PX / diameter)), min(diameter, DIAMETER_PX)
+        yield *reduced(image, truth, min(1.0, seen_px / diameter)), min(diameter, seen_px)
 
 
 def reduced(image: NDArray[np.float32], truth: NDArray[np.uint16],

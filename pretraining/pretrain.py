@@ -46,7 +46,7 @@ from napari_cellbrush.engine.border_weights import border_weights
 from napari_cellbrush.engine.device import Device, autocast, choose_device
 from napari_cellbrush.engine.geometry import UNetGeometry
 from napari_cellbrush.engine.losses import segmentation_loss
-from napari_cellbrush.engine.model import Model, ModelCard, build_network
+from napari_cellbrush.engine.model import SEEN_AS, Model, ModelCard, build_network
 from napari_cellbrush.engine.model_file import read_model, save_model
 from napari_cellbrush.engine.planes import LIMITS
 from napari_cellbrush.engine.unet import UNet
@@ -55,7 +55,7 @@ from napari_cellbrush.engine.unet import UNet
 SHARES = {"dsb2018_fluo": 0.30, "dsb2018_histology": 0.17, "dsb2018_brightfield": 0.08, "bbbc039_nuclei_dev": 0.11,
           "usiigaci_phase": 0.13, "axondeepseg_sem": 0.07, "baby_yeast_5z": 0.09, "fib25_em_3d": 0.05}
 AUGMENTATION = AugmentationConfig(scale_range=0, gain=0.3, offset=0.15, gamma=0.4, noise=0.06, blur_px=1.2)
-#: Objects are shown at the size the network is to see them, times 2 to the power of a number up to this.
+#: Objects are shown at the size at which the program shows them, times 2 to the power of a number up to this.
 OCTAVES = 0.75
 #: Images of tiny objects are not enlarged beyond this.
 MOST_ENLARGED = 3.0
@@ -150,7 +150,8 @@ class Images:
         return images, truths, names
 
     def _window(self, plane: Plane, size: int, answered: int) -> tuple[Tensor, Tensor]:
-        enlarged = min(DIAMETER_PX / plane.diameter * 2 ** self.random.uniform(-OCTAVES, OCTAVES), MOST_ENLARGED)
+        octaves = self.random.uniform(-OCTAVES, OCTAVES)
+        enlarged = min(SEEN_AS * DIAMETER_PX / plane.diameter * 2**octaves, MOST_ENLARGED)
         side = max(2, round(size / enlarged))
         row, column = self._centre(plane)
         height, width = plane.truth.shape

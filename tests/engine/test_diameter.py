@@ -202,6 +202,24 @@ def test_a_network_to_which_all_scales_are_alike_tells_nothing(monkeypatch: pyte
     assert diameter_on_strokes(MODEL, [planes], painted(planes, discs(25)), CPU) is None
 
 
+@pytest.mark.usefixtures("knows_only_discs_of_24_px")
+def test_strokes_take_few_tiles_where_they_lie_near_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At small scales one tile shows many strokes, and scales far above the best one are not looked at."""
+    widths, predict = [], TilePredictor.predict
+
+    def look(self: TilePredictor, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        widths.append(window.shape[2] - 2 * MODEL.network.geometry.margin)
+        return predict(self, window)
+
+    monkeypatch.setattr(TilePredictor, "predict", look)
+    image = discs(80, 300)
+    planes = Planes(image, "YX")
+    assert diameter_on_strokes(MODEL, [planes], painted(planes, image), CPU) == pytest.approx(80, rel=0.35)
+    n_without_either = 6 * 2 * 4
+    assert len(widths) < 0.6 * n_without_either
+    assert max(widths) < 200
+
+
 @pytest.mark.usefixtures("knows_discs_of_24_px")
 def test_strokes_that_the_network_contradicts_at_every_scale_tell_nothing() -> None:
     image = discs(25)
@@ -395,8 +413,8 @@ def test_each_image_that_shows_too_little_is_asked_by_its_own_strokes(monkeypatc
     labels = [dashes(discs(size, 200)) for size in (20, 80)]
     annotation = collect_annotation(images, [*labels, np.zeros_like(labels[0])], DEFAULT_CLASSES)
     measures(monkeypatch, 20, None, None)
-    monkeypatch.setattr(diameter, "_loss_near", lambda _, __, ___, plane, source, *____: abs(np.log2(
-        source.scale * (80 if plane.image == 1 else 0) / 24)))
+    monkeypatch.setattr(diameter, "_losses_near", lambda _, __, ___, plane, source, centres: [abs(np.log2(
+        source.scale * (80 if plane.image == 1 else 0) / 24))] * len(centres))
     found = object_diameters(MODEL, images, 0, CPU, painted=Painted(annotation, DEFAULT_CLASSES))
     assert found == (20, pytest.approx(80, rel=0.35), pytest.approx(50, rel=0.3))
 

@@ -14,10 +14,10 @@ the mean, its own 0.30; where both are of about one size, 0.28 and 0.27.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,6 @@ from napari_cellbrush.engine.annotation import (
     LabelledPlane,
     StrokeSampler,
     typical_diameter,
-    weighted_median,
 )
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.model import SCALES, Model, meant_classes
@@ -70,6 +69,10 @@ _STROKES_PER_CLASS, _STROKE_REACH_PX = 4, 13
 _LEAST_PROBABILITY = 1e-3
 #: A scale at which strokes lose this much more than at the best one is e times less likely.
 _LOSS_PER_E = 0.2
+#: Where they lose this much more, larger scales are not looked at: they are worse still, and tiles there cost most.
+_HOPELESS_LOSS = 1.0
+#: Strokes in one square with this side, in network pixels, are seen in one tile.
+_TOGETHER_PX = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,8 +294,9 @@ def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted
                         stop: StopToken | None = None) -> float | None:
     """Typical diameter of the painted objects, in image pixels: that at which strokes are likeliest for the model.
 
-    A few strokes of each class are shown at six scales, always the same pixels of them. The answer is a mean of the
-    logarithms of the scales, each counting as likely as its loss makes it: few strokes are seldom best at one alone.
+    A few strokes of each class are shown at up to six scales, always the same pixels of them. The answer is a mean of
+    the logarithms of the scales, each counting as likely as its loss makes it: few strokes are seldom best at one
+    alone.
 
     Parameters
     ----------
@@ -301,7 +305,7 @@ def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted
     images, painted
         The images, and the strokes on them.
     device
-        Where to compute; 24 small tiles for each class.
+        Where to compute; up to 24 small tiles for each class.
     stop
         Looked at before every tile.
 
@@ -320,40 +324,61 @@ def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted
     predictors = {number: TilePredictor(model.for_channels(images[number].n_channels), images[number].normalisation(),
                                         device, InferenceConfig())
                   for number in {plane.image for plane, _, _ in places}}
-    scales = np.array(sorted(_SCALES))
-    losses = []
+    scales, losses = np.array(sorted(_SCALES)), list[float]()
     for scale in scales:
+        if losses and losses[-1] > min(losses) + _HOPELESS_LOSS:
+            break
         of_places = []
-        for plane, row, column in places:
+        for plane, centres in _seen_together(places, scale):
             if stop and stop.stopped:
                 return None
-            of_places.append(_loss_near(predictors[plane.image], model, meant.numpy(), plane,
-                                        Resampled(images[plane.image], float(scale)), row, column))
+            source = Resampled(images[plane.image], float(scale))
+            of_places += _losses_near(predictors[plane.image], model, meant.numpy(), plane, source, centres)
         losses.append(float(np.mean(of_places)))
     if min(losses) >= math.log(n_painted) or max(losses) - min(losses) < _LOSS_PER_E:
         return None
     likelihood = np.exp((min(losses) - np.array(losses)) / _LOSS_PER_E)
-    return (model.card.diameter_px or 1.0) / 2 ** float(np.average(np.log2(scales), weights=likelihood))
+    octaves = np.log2(scales[: len(losses)])
+    return (model.card.diameter_px or 1.0) / 2 ** float(np.average(octaves, weights=likelihood))
 
 
-def _loss_near(predictor: TilePredictor, model: Model, meant: NDArray[np.float32], plane: LabelledPlane,
-               source: Resampled, row: int, column: int) -> float:
-    """Mean, over the classes painted near a pixel, of the mean −log p of theirs.
+def _seen_together(places: Sequence[tuple[LabelledPlane, int, int]], scale: float
+                   ) -> Iterable[tuple[LabelledPlane, list[tuple[int, int]]]]:
+    """Planes and the places on them that lie, at a scale, in one square of a grid, so that one tile shows them all."""
+    together: dict[tuple[int, int, int], tuple[LabelledPlane, list[tuple[int, int]]]] = {}
+    for plane, row, column in places:
+        square = id(plane), int(row * scale) // _TOGETHER_PX, int(column * scale) // _TOGETHER_PX
+        together.setdefault(square, (plane, []))[1].append((row, column))
+    return together.values()
+
+
+def _losses_near(predictor: TilePredictor, model: Model, meant: NDArray[np.float32], plane: LabelledPlane,
+                 source: Resampled, centres: Sequence[tuple[int, int]]) -> list[float]:
+    """For each of some pixels of a plane, the mean, over the classes painted near it, of the mean −log p of theirs.
 
     ``meant`` is known classes × painted classes, ``source`` the image of ``plane`` at the scale to look at.
     """
-    scale, geometry = source.scale, model.network.geometry
-    size = geometry.input_size_for(math.ceil((2 * _STROKE_REACH_PX + 1) * scale) + 1)
-    side = geometry.output_size(size)
-    box = tuple(slice(max(0, at - _STROKE_REACH_PX), at + _STROKE_REACH_PX + 1) for at in (row, column))
-    rows, columns = (at + part.start for at, part in zip(np.nonzero(plane.labels[box]), box, strict=True))
-    top, left = (int((at + 0.5) * scale) - side // 2 for at in (row, column))
-    window = source.read_mirrored(plane.index, top - geometry.margin, left - geometry.margin, size, size)
+    geometry = model.network.geometry
+    (top, bottom), (left, right) = (
+        (_scaled(min(at) - _STROKE_REACH_PX, source.scale), _scaled(max(at) + _STROKE_REACH_PX, source.scale) + 1)
+        for at in zip(*centres, strict=True))
+    window = source.read_mirrored(plane.index, top - geometry.margin, left - geometry.margin,
+                                  geometry.input_size_for(bottom - top), geometry.input_size_for(right - left))
     said = np.einsum("jhw,jk->khw", predictor.predict(window), meant)
-    classes = plane.labels[rows, columns] - 1
-    there = (((at + 0.5) * scale).astype(np.intp) - start for at, start in ((rows, top), (columns, left)))
-    surprise = -np.log(np.maximum(said[(classes, *there)], _LEAST_PROBABILITY))
-    return float(np.mean([surprise[classes == one].mean() for one in np.unique(classes)]))
+    losses = []
+    for centre in centres:
+        box = tuple(slice(max(0, at - _STROKE_REACH_PX), at + _STROKE_REACH_PX + 1) for at in centre)
+        rows, columns = (at + part.start for at, part in zip(np.nonzero(plane.labels[box]), box, strict=True))
+        classes = plane.labels[rows, columns] - 1
+        there = _scaled(rows, source.scale) - top, _scaled(columns, source.scale) - left
+        surprise = -np.log(np.maximum(said[(classes, *there)], _LEAST_PROBABILITY))
+        losses.append(float(np.mean([surprise[classes == one].mean() for one in np.unique(classes)])))
+    return losses
+
+
+def _scaled(at: Any, scale: float) -> Any:
+    """Where an image's pixels lie at a scale."""
+    return np.floor((at + 0.5) * scale).astype(np.intp)
 
 
 def _richest_place(planes: Planes, index: tuple[int, ...]) -> tuple[float, float]:
@@ -380,11 +405,10 @@ def _looked_at(predictor: TilePredictor, model: Model, source: Resampled, index:
 
 
 def _typical_object(probabilities: NDArray[np.float32], model: Model, wanted_px: float) -> Measurement:
-    """Median diameter in network pixels, weighted by surely covered area per diameter: specks count little.
+    """Geometric mean of diameters in network pixels, weighted by surely covered area per diameter: specks count little.
 
-    Half-way between the median by number, which fragments decide, and that by area, which clumps do (the same looks:
-    0.25 octaves off the median by number of the truth; by area 0.27). Nor do objects count that the window cuts, which
-    look smaller than they are. 0 where there are none.
+    So neither fragments, which are many, nor clumps, which are large, decide. Nor do objects count that the window
+    cuts, which look smaller than they are. 0 where there are none.
     """
     found = objects_from_classes(most_probable(probabilities), model.card.classes)
     ids = clear_border(found)
@@ -392,11 +416,11 @@ def _typical_object(probabilities: NDArray[np.float32], model: Model, wanted_px:
     second, first = np.sort(probabilities, axis=0)[-2:]
     diameters = 2 * np.sqrt(np.bincount(ids.ravel(), minlength=1)[1:] / np.pi)
     sure = np.bincount(ids.ravel(), (first - second).ravel(), minlength=1)[1:]
-    large = diameters >= _LEAST_DIAMETER_PX
+    large = (diameters >= _LEAST_DIAMETER_PX) & (sure > 0)
     if not large.any():
         return Measurement(0.0, 0.0)
     diameters, sure = diameters[large], sure[large]
-    typical = weighted_median(diameters, sure / diameters)
+    typical = 2 ** float(np.average(np.log2(diameters), weights=sure / diameters))
     octaves = np.log2(diameters / wanted_px)
     fitting = sure * np.exp(-(octaves**2) / (2 * _TOLERANCE_OCTAVES**2))
     return Measurement(typical, float(fitting.sum() / n_pixels))
