@@ -378,6 +378,41 @@ def test_stop_ends_within_a_second_and_keeps_the_tiles(viewer, ready, person, mo
     assert viewer.layers["cells classes"].data[:5, :5].all()
 
 
+def waiting(model, planes, **kwargs):
+    """No tile until somebody stops."""
+    yield InferenceStarted("CPU", "float32", 10, 100)
+    while not kwargs["stop"].stopped:
+        time.sleep(0.01)
+    return False
+
+
+def test_a_run_that_is_stopped_before_its_first_tile_changes_nothing(viewer, ready, person, monkeypatch):
+    segment(ready, person)
+    earlier = viewer.layers["cells classes"]
+    before, note = earlier.data.copy(), dict(earlier.metadata)
+    monkeypatch.setattr(inference, "segment_planes", waiting)
+    # Into a layer of its own, then into the same.
+    for keep in (True, False):
+        ready.segment.keep.setChecked(keep)
+        person.click(ready.segment.run.button)
+        person.wait(lambda: "Segmenting" in ready.segment.run.notice.text())
+        person.click(ready.segment.run.button)
+        person.wait(lambda: not ready.session.segmentation.busy)
+        assert ready.segment.run.notice.text() == "Stopped before the first tile; nothing has changed."
+        assert [layer.name for layer in viewer.layers] == ["cells", "cells classes"]
+        assert earlier.visible
+        np.testing.assert_array_equal(earlier.data, before)
+        assert earlier.metadata == note
+
+
+def test_an_image_that_cannot_be_segmented_leaves_no_empty_layer(viewer, ready, person, image):
+    viewer.add_image(np.full((40, 40), np.nan, np.float32), name="broken", contrast_limits=(0, 1))
+    ready.session.set_options(scope="all", output="objects")
+    segment(ready, person)
+    assert [layer.name for layer in viewer.layers if layer.name.startswith("broken")] == ["broken"]
+    assert "cells objects" in viewer.layers
+
+
 def test_any_error_at_any_tile_leaves_the_dock_idle_with_a_sentence(viewer, ready, person, monkeypatch, caplog):
     def failing(error, position):
         def segment_planes(model, planes, **kwargs):

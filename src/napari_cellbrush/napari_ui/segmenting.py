@@ -45,6 +45,13 @@ class Segmenting(QObject):
         self.results = ResultLayers(bench.book, bench.session)
         self._job: Job | None = None
         self._sheets: list[Sheet] = []
+        #: Layers that were made for the run, and those that were seen before it.
+        self._made: set[Layer] = set()
+        self._seen_before: list[Layer] = []
+        #: Numbers of the images of which a tile came.
+        self._answered: set[int] = set()
+        #: Of the image that is being segmented.
+        self._provenance: dict[str, Any] = {}
         #: What was accepted on each sheet when the run began.
         self._accepted: list[Accepted] = []
         self._dirty: set[Layer] = set()
@@ -76,6 +83,7 @@ class Segmenting(QObject):
             return
         viewer_layers = self._bench.book.viewer.layers
         before = set(viewer_layers)
+        self._seen_before = [layer for layer in viewer_layers if layer.visible]
         try:
             with memory_in_words("making room for the result"):
                 task = self._prepare(scope, output, beside)
@@ -85,6 +93,7 @@ class Segmenting(QObject):
                 viewer_layers.remove(layer)
             self._run.end(str(error), "error")
             return
+        self._made, self._answered = set(viewer_layers) - before, set()
         self._sizes = {}
         self._latest, self._n_objects, self._problems, self._lost_layer = None, None, [], False
         self._began = time.perf_counter()
@@ -167,13 +176,14 @@ class Segmenting(QObject):
     def _on_event(self, event: runs.SegmentationEvent) -> None:
         sheet = self._sheets[event.target]
         if isinstance(event, runs.TargetStarted):
-            sheet.begin(event.provenance, whole=self._whole, accepted=self._accepted_on(sheet))
-            self._dirty.update(sheet.layers())
+            self._provenance = event.provenance
         elif isinstance(event, runs.ObjectsNumbered):
             self._show_objects(sheet, event)
         elif isinstance(event, runs.TargetFailed):
             self._problems.append(str(event.error))
         elif isinstance(event.event, TileSegmented):
+            if event.target not in self._answered:
+                self._begin_sheet(event.target)
             self._write(sheet, event.event)
             self._latest = event.target, event.event
         elif isinstance(event.event, InferenceStarted):
@@ -181,6 +191,13 @@ class Segmenting(QObject):
             self._say(f"Segmenting {self._what} ({event.event.precision}).{sizes_in_words(self._sizes.values())}")
         elif isinstance(event.event, TileSizeReduced):
             self._say(f"The memory was too small; going on with tiles of {event.event.tile_size} px.")
+
+    def _begin_sheet(self, target: int) -> None:
+        """Only now, with the first tile, anything is written: a run that ends before leaves all as it was."""
+        self._answered.add(target)
+        sheet = self._sheets[target]
+        sheet.begin(self._provenance, whole=self._whole, accepted=self._accepted_on(sheet))
+        self._dirty.update(sheet.layers())
 
     def _hear_diameter(self, target: int, diameter_px: float | None) -> None:
         """Measured once per image and model: a second look at another view would find another size."""
@@ -251,6 +268,8 @@ class Segmenting(QObject):
     def _on_stopped(self, _: None) -> None:
         if self._lost_layer:
             self._end("Stopped, because the layer for the result was removed.", "warning")
+        elif not self._answered:
+            self._end("Stopped before the first tile; nothing has changed.", "info")
         else:
             done = f" at {self._run.count}" if self._run.count else ""
             self._end(f"Stopped{done}. What is segmented already stays.", "info")
@@ -260,11 +279,23 @@ class Segmenting(QObject):
 
     def _end(self, text: str, kind: NoticeKind) -> None:
         self._job = None
-        for sheet in self._sheets:
+        sheets, self._sheets = self._sheets, []
+        for number, sheet in enumerate(sheets):
             for layer in sheet.layers():
                 layer.refresh(extent=False)
-        self._sheets = []
+            if number not in self._answered:
+                self._take_back(sheet)
         self._run.end(text, kind)
+
+    def _take_back(self, sheet: Sheet) -> None:
+        """Remove layers that were made for nothing, and show again what they had hidden."""
+        viewer_layers = self._bench.book.viewer.layers
+        made = [layer for layer in sheet.layers() if layer in self._made and layer in viewer_layers]
+        for layer in made:
+            viewer_layers.remove(layer)
+        for layer in self._seen_before if made else ():
+            if layers.note_of(layer).get("image") == sheet.image.key:
+                layer.visible = True
 
     def _on_layer_removed(self, key: str) -> None:
         if any(str(layer.unique_id) == key for sheet in self._sheets for layer in sheet.layers()):
