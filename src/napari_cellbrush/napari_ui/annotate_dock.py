@@ -96,7 +96,7 @@ class AnnotateDock(Dock):
 
     def _connect(self) -> None:
         session = self.session
-        self.image.chosen.connect(session.choose_image)
+        self.image.chosen.connect(self.bench.showing.choose)
         self.axes.editingFinished.connect(self._on_axes_edited)
         self.new.clicked.connect(self._on_new)
         self.take_over.clicked.connect(self._on_take_over)

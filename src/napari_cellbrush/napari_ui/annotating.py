@@ -67,7 +67,7 @@ class Annotating(QObject):
         existing = self.layer_of(image_key)
         if existing is not None:
             # A second one would leave the first one's strokes out of training without a word.
-            self._ready(existing)
+            self._bring(image_key, existing)
             return existing
         axes = layers.labels_axes(image.axes)
         with memory_in_words("making an annotation"):
@@ -209,20 +209,33 @@ class Annotating(QObject):
         self._on_layer_removed(session.annotation_of(image.key) or "")
         session.set_annotation(image.key, key)
         self._counters[key] = PixelCounter(layer, image.key, session, self._book.viewer, self)
-        self._ready(layer)
+        self._bring(image.key, layer)
         return layer
 
     def take_up(self) -> None:
         """Give mouse and keys to the strokes of the chosen image, if it is objects that have them."""
         session, active = self._session, self._book.viewer.layers.selection.active
-        layer = self.layer_of(session.image.key) if session.image else None
+        image_key = session.image.key if session.image else ""
+        layer = self.layer_of(image_key)
         if layer is not None and active is not None and str(active.unique_id) == session.correction.layer:
+            self._bring(image_key, layer)
+
+    def take_brush(self, image_key: str) -> bool:
+        """Give mouse and keys to the strokes of an image; whether it has any."""
+        layer = self.layer_of(image_key)
+        if layer is not None:
             self._ready(layer)
+        return layer is not None
 
     @staticmethod
     def _strokes(layer: Labels) -> NDArray[np.uint8]:
         """A view of a layer's array as the engine orders it: stack axes + YX."""
         return layers.in_engine_order(layer.data, layers.mask_axes(layer))
+
+    def _bring(self, image_key: str, layer: Labels) -> None:
+        """Into sight, with its image, and ready to be painted."""
+        self._bench.showing.show(image_key)
+        self._ready(layer)
 
     def _ready(self, layer: Labels) -> None:
         self._book.viewer.layers.selection.active = layer

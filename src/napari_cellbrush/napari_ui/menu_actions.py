@@ -14,7 +14,7 @@ def segment_with_cellbrush(napari_viewer: Any) -> None:
     """Open the workspace at Segment, with the selected image."""
     workspace = open_workspace(napari_viewer, "segment")
     for layer in napari_viewer.layers.selection:
-        workspace.segment.session.choose_image(str(layer.unique_id))
+        workspace.segment.bench.showing.choose(str(layer.unique_id))
 
 
 def export_mask(napari_viewer: Any) -> None:

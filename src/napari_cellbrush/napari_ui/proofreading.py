@@ -117,7 +117,7 @@ class Proofreading(QObject):
         """Give mouse and keys back to the objects that are being corrected, if it is strokes that have them."""
         active = self._book.viewer.layers.selection.active
         if self._layer is not None and str(getattr(active, "unique_id", "")) in self._session.annotations.values():
-            self._bench.segmenting.results.show_alone(self._layer)
+            self._show(self._layer)
             self._book.viewer.layers.selection.active = self._layer
 
     def _start(self, layer_key: str, activate: bool = True) -> None:
@@ -132,7 +132,7 @@ class Proofreading(QObject):
             self._say(str(error), "error")
             return
         self._layer = layer
-        self._bench.segmenting.results.show_alone(layer)
+        self._show(layer)
         self._marks = Marks(self._book, layer, layers.mask_axes(layer))
         if activate:
             self._book.viewer.layers.selection.active = layer
@@ -458,6 +458,11 @@ class Proofreading(QObject):
         for mask in self._session.masks:
             if mask.output == "objects" and mask.key not in self._histories:
                 self._watch(self._book.layer(mask.key), mask)
+
+    def _show(self, layer: Labels) -> None:
+        """Show the image that objects are of, and no other result of it."""
+        self._bench.showing.show(str(layers.note_of(layer).get("image", "")))
+        self._bench.segmenting.results.show_alone(layer)
 
     def _watch(self, layer: Labels, mask: MaskEntry) -> None:
         image = self._bench.exporting.image(mask)

@@ -19,6 +19,7 @@ from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.napari_ui import layers
 from napari_cellbrush.napari_ui.layer_book import LayerBook
 from napari_cellbrush.napari_ui.runs import Answers
+from napari_cellbrush.napari_ui.showing import Showing
 from napari_cellbrush.session import ImageEntry, Session
 
 
@@ -66,9 +67,10 @@ class Sheet:
 class ResultLayers:
     """All result layers of one viewer."""
 
-    def __init__(self, book: LayerBook, session: Session) -> None:
+    def __init__(self, book: LayerBook, session: Session, showing: Showing) -> None:
         self._book = book
         self._session = session
+        self._showing = showing
         self._keys: dict[tuple[str, str], str] = {}
         self._edited: set[str] = set()
         #: Classes of the model behind each layer of classes.
@@ -213,7 +215,7 @@ class ResultLayers:
             if of_image == image_key and layer is not None:
                 if kind == "live" and layer.visible:
                     self._eclipsed.add(key)
-                layer.visible = False
+                self._showing.hide(layer)
 
     def _on_painted(self, event: Any) -> None:
         # What a person changes among objects is accepted, which is all the protection it needs.

@@ -54,7 +54,7 @@ class SegmentDock(Dock):
 
     def _connect(self) -> None:
         session, segmenting = self.session, self.bench.segmenting
-        self.image.chosen.connect(session.choose_image)
+        self.image.chosen.connect(self.bench.showing.choose)
         self.model.chosen.connect(session.choose_model)
         self.scope.chosen.connect(lambda scope: session.set_options(scope=scope))
         self.output.chosen.connect(lambda output: session.set_options(output=output))

@@ -42,7 +42,7 @@ class Segmenting(QObject):
         self._bench = bench
         self._session = bench.session
         self._run = bench.session.segmentation
-        self.results = ResultLayers(bench.book, bench.session)
+        self.results = ResultLayers(bench.book, bench.session, bench.showing)
         self._job: Job | None = None
         self._sheets: list[Sheet] = []
         #: Layers that were made for the run, and those that were seen before it.
@@ -94,6 +94,7 @@ class Segmenting(QObject):
             self._run.end(str(error), "error")
             return
         self._made, self._answered = set(viewer_layers) - before, set()
+        self._show_one_image()
         self._sizes = {}
         self._latest, self._n_objects, self._problems, self._lost_layer = None, None, [], False
         self._began = time.perf_counter()
@@ -223,7 +224,7 @@ class Segmenting(QObject):
         if layer is None or sheet.classes is None:
             return
         self.write_objects(layer, numbered.ids, self._accepted[numbered.target])
-        sheet.classes.visible = False
+        self._bench.showing.hide(sheet.classes)
         self._n_objects = (self._n_objects or 0) + numbered.n_objects
         self._dirty.add(layer)
 
@@ -285,7 +286,13 @@ class Segmenting(QObject):
                 layer.refresh(extent=False)
             if number not in self._answered:
                 self._take_back(sheet)
+        self._show_one_image()
         self._run.end(text, kind)
+
+    def _show_one_image(self) -> None:
+        """Results of several images in one place would lie on top of each other."""
+        if len(self._keys) > 1 and self._session.image is not None:
+            self._bench.showing.show(self._session.image.key)
 
     def _take_back(self, sheet: Sheet) -> None:
         """Remove layers that were made for nothing, and show again what they had hidden."""

@@ -28,6 +28,7 @@ from napari_cellbrush.napari_ui.measuring import Measuring
 from napari_cellbrush.napari_ui.previewing import Previewing
 from napari_cellbrush.napari_ui.proofreading import Proofreading
 from napari_cellbrush.napari_ui.segmenting import Segmenting
+from napari_cellbrush.napari_ui.showing import Showing
 from napari_cellbrush.napari_ui.weighing import Weighing
 from napari_cellbrush.napari_ui.worker import Job, Work, WorkThread, close_all, close_with, note_quit
 from napari_cellbrush.session import Session
@@ -65,6 +66,7 @@ class Workbench(QObject):
         self._looked_for: DeviceName | None = None
         self.session = Session()
         self.book = LayerBook(viewer, self.session)
+        self.showing = Showing(self)
         self.annotating = Annotating(self)
         self.segmenting = Segmenting(self)
         self.fine_tuning = FineTuning(self)

@@ -1,0 +1,81 @@
+"""The image that is worked on is the one that is seen: images in the same place, and their masks, step aside.
+
+napari puts all images in one place, the last one on top. Who chooses another one would paint on what she does not see.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Layer
+from qtpy.QtCore import QObject
+
+from napari_cellbrush.napari_ui import layers
+
+if TYPE_CHECKING:
+    from napari_cellbrush.napari_ui.workbench import Workbench
+
+#: Ways of drawing a layer that let all others shine through.
+_SEE_THROUGH = ("additive", "minimum", "multiplicative")
+
+
+class Showing(QObject):
+    """Which image of a viewer is in sight."""
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self._bench = bench
+        self._session = bench.session
+        self._book = bench.book
+        #: Keys of the layers that stepped aside.
+        self._aside: set[str] = set()
+
+    def choose(self, image_key: str) -> None:
+        """Work on another image, and look at it."""
+        self._session.choose_image(image_key)
+        self._bench.after_drag(partial(self.show, image_key))
+
+    def show(self, image_key: str) -> None:
+        """Bring an image into sight, with what had stepped aside of it; channels and side by side stay as they are.
+
+        Mouse and keys go from layers that step aside to the image, or to its strokes from those of another.
+        """
+        viewer, image = self._book.viewer, self._book.layer(image_key)
+        if self._session.find_image(image_key) is None or viewer.canvas.grid.enabled:
+            return
+        rivals = {entry.key for entry in self._session.images
+                  if entry.key != image_key and _in_one_place(self._book.layer(entry.key), image)}
+        active = viewer.layers.selection.active
+        image.visible = True
+        for layer in viewer.layers:
+            key, owner = str(layer.unique_id), self._image_of(layer)
+            if owner == image_key and key in self._aside:
+                self._aside.discard(key)
+                layer.visible = True
+            elif owner in rivals and layer.visible:
+                self._aside.add(key)
+                layer.visible = False
+        if active is not None and self._image_of(active) in rivals:
+            was_painting = str(active.unique_id) in self._session.annotations.values()
+            if not (was_painting and self._bench.annotating.take_brush(image_key)):
+                viewer.layers.selection.active = image
+
+    def hide(self, layer: Layer) -> None:
+        """Hide a layer, also from those who choose its image next."""
+        self._aside.discard(str(layer.unique_id))
+        layer.visible = False
+
+    def _image_of(self, layer: Layer) -> str:
+        """Key of the image that a layer is or belongs to; empty for those of the person."""
+        key = str(layer.unique_id)
+        painted = (image for image, annotation in self._session.annotations.items() if annotation == key)
+        return key if self._session.find_image(key) else next(painted, str(layers.note_of(layer).get("image", "")))
+
+
+def _in_one_place(one: Any, other: Any) -> bool:
+    """Whether one of two image layers hides the other, or a part of it."""
+    if any(layer.blending in _SEE_THROUGH or layer.opacity < 1 for layer in (one, other)):
+        return False
+    (low, high), (other_low, other_high) = (layer.extent.world[:, -2:] for layer in (one, other))
+    return bool((low < other_high).all() and (other_low < high).all())

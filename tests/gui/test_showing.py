@@ -1,0 +1,97 @@
+"""The image that is chosen is the one that is seen and painted on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtTest import QTest
+
+
+@pytest.fixture
+def several(viewer, workspace, image):
+    """Three images in one place, each with strokes; the last one on top, and nothing chosen but by itself."""
+    for name in ("a", "b", "c"):
+        viewer.add_image(image, name=name)
+        key = str(viewer.layers[name].unique_id)
+        workspace.session.choose_image(key)
+        workspace.annotate.bench.annotating.new_annotation(key)
+    viewer.reset_view()
+    QTest.qWait(50)
+    return workspace
+
+
+def choose(box, name):
+    """As a person does: by its name, in the list."""
+    box.setCurrentIndex(box.findText(name))
+    box.activated.emit(box.currentIndex())
+    QTest.qWait(10)
+
+
+def seen(viewer):
+    return {layer.name for layer in viewer.layers if layer.visible}
+
+
+def test_the_chosen_image_and_its_strokes_are_seen_and_no_other(viewer, several):
+    assert seen(viewer) == {"c", "c annotation"}
+    choose(several.annotate.image, "a")
+    assert seen(viewer) == {"a", "a annotation"}
+    choose(several.segment.image, "b")
+    assert seen(viewer) == {"b", "b annotation"}
+
+
+def test_what_the_person_hid_stays_hidden(viewer, several):
+    choose(several.annotate.image, "a")
+    viewer.layers["a annotation"].visible = False
+    choose(several.annotate.image, "b")
+    viewer.layers.selection.active = viewer.layers["b"]
+    choose(several.annotate.image, "a")
+    assert seen(viewer) == {"a"}
+    assert viewer.layers.selection.active == viewer.layers["a"]
+
+
+def test_the_brush_goes_along(viewer, several, person):
+    choose(several.annotate.image, "a")
+    assert viewer.layers.selection.active == viewer.layers["a annotation"]
+    person.drag([(20, 20), (20, 30), (20, 40)])
+    assert viewer.layers["a annotation"].data.any()
+    assert not viewer.layers["c annotation"].data.any()
+
+
+def test_a_new_annotation_shows_its_image(viewer, workspace, image, person):
+    viewer.add_image(image, name="first")
+    viewer.add_image(image, name="second")
+    assert workspace.session.image.name == "first"
+    person.click(workspace.annotate.new)
+    assert seen(viewer) == {"first", "first annotation"}
+
+
+def test_channels_images_side_by_side_and_grids_stay_as_they_are(viewer, workspace, image):
+    viewer.add_image(np.stack([image, image]), channel_axis=0, name=["red", "green"])
+    viewer.add_image(image, name="beside", translate=(0, 200))
+    viewer.add_labels(np.zeros(image.shape, np.uint8), name="their own")
+    before = seen(viewer)
+    for name in ("red", "green", "beside"):
+        choose(workspace.annotate.image, name)
+        assert seen(viewer) == before
+    viewer.add_image(image, name="on top")
+    viewer.canvas.grid.enabled = True
+    choose(workspace.annotate.image, "beside")
+    assert seen(viewer) == before | {"on top"}
+
+
+@pytest.mark.usefixtures("specks")
+def test_masks_of_several_images_do_not_lie_on_top_of_each_other(viewer, several, person):
+    several.session.set_options(scope="all", output="objects")
+    person.click(several.segment.run.button)
+    person.wait(lambda: not several.session.segmentation.busy)
+    assert seen(viewer) == {"c", "c annotation", "c objects"}
+    choose(several.annotate.image, "b")
+    assert seen(viewer) == {"b", "b annotation", "b objects"}
+    assert viewer.layers["a objects"].data.any()
+
+    several.annotate.bench.proofreading.start(str(viewer.layers["a objects"].unique_id))
+    marks = {"accepted", "object at hand"}
+    assert {"a", "a objects"} | marks <= seen(viewer) <= {"a", "a objects", "a annotation"} | marks
+    assert viewer.layers.selection.active == viewer.layers["a objects"]
+    choose(several.annotate.image, "b")
+    assert seen(viewer) == {"b", "b annotation", "b objects"}
