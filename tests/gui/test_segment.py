@@ -386,23 +386,30 @@ def waiting(model, planes, **kwargs):
     return False
 
 
+def stop_before_the_first_tile(workspace, person):
+    person.click(workspace.segment.run.button)
+    person.wait(lambda: "Segmenting" in workspace.segment.run.notice.text())
+    person.click(workspace.segment.run.button)
+    person.wait(lambda: not workspace.session.segmentation.busy)
+    assert workspace.segment.run.notice.text() == "Stopped before the first tile; nothing has changed."
+
+
 def test_a_run_that_is_stopped_before_its_first_tile_changes_nothing(viewer, ready, person, monkeypatch):
     segment(ready, person)
     earlier = viewer.layers["cells classes"]
     before, note = earlier.data.copy(), dict(earlier.metadata)
-    monkeypatch.setattr(inference, "segment_planes", waiting)
-    # Into a layer of its own, then into the same.
-    for keep in (True, False):
-        ready.segment.keep.setChecked(keep)
-        person.click(ready.segment.run.button)
-        person.wait(lambda: "Segmenting" in ready.segment.run.notice.text())
-        person.click(ready.segment.run.button)
-        person.wait(lambda: not ready.session.segmentation.busy)
-        assert ready.segment.run.notice.text() == "Stopped before the first tile; nothing has changed."
-        assert [layer.name for layer in viewer.layers] == ["cells", "cells classes"]
-        assert earlier.visible
-        np.testing.assert_array_equal(earlier.data, before)
-        assert earlier.metadata == note
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "segment_planes", waiting)
+        # Into a layer of its own, then into the same.
+        for keep in (True, False):
+            ready.segment.keep.setChecked(keep)
+            stop_before_the_first_tile(ready, person)
+            assert [layer.name for layer in viewer.layers] == ["cells", "cells classes"]
+            assert earlier.visible
+            np.testing.assert_array_equal(earlier.data, before)
+            assert earlier.metadata == note
+    segment(ready, person)
+    assert [layer.name for layer in viewer.layers] == ["cells", "cells classes"]
 
 
 def test_an_image_that_cannot_be_segmented_leaves_no_empty_layer(viewer, ready, person, image):

@@ -95,3 +95,44 @@ def test_masks_of_several_images_do_not_lie_on_top_of_each_other(viewer, several
     assert viewer.layers.selection.active == viewer.layers["a objects"]
     choose(several.annotate.image, "b")
     assert seen(viewer) == {"b", "b annotation", "b objects"}
+
+
+def test_removing_a_class_does_not_bring_other_images_into_sight(viewer, several):
+    choose(several.annotate.image, "a")
+    several.annotate.bench.annotating.remove_class(2)
+    assert seen(viewer) == {"a", "a annotation"}
+    assert viewer.layers.selection.active == viewer.layers["a annotation"]
+    choose(several.annotate.image, "b")
+    assert seen(viewer) == {"b", "b annotation"}
+
+
+def test_without_the_image_that_was_seen_another_one_is(viewer, several):
+    choose(several.annotate.image, "a")
+    viewer.layers.remove("a")
+    assert several.session.image.name in seen(viewer)
+
+
+def test_who_corrects_objects_works_on_their_image(viewer, several, image, person):
+    """Also where they are from elsewhere, and belong to another image than was guessed; and coming back to the tab."""
+    choose(several.annotate.image, "c")
+    viewer.add_labels((image > 0.5).astype(np.int32), name="b masks")
+    several.show_tab("correct")
+    several.annotate.bench.proofreading.start(str(viewer.layers["b masks"].unique_id))
+    QTest.qWait(10)
+    assert several.session.image.name == "b"
+    assert {"b", "b masks"} <= seen(viewer)
+    assert not {"a", "c"} & seen(viewer)
+
+    choose(several.correct.image, "a")
+    assert several.session.image.name == "a"
+    assert {"a", "b masks", "accepted"} <= seen(viewer)
+    assert not {"b", "c"} & seen(viewer)
+
+    several.show_tab("segment")
+    choose(several.segment.image, "c")
+    assert seen(viewer) == {"c", "c annotation"}
+    several.show_tab("correct")
+    QTest.qWait(10)
+    assert {"a", "b masks", "accepted"} <= seen(viewer)
+    assert "c" not in seen(viewer)
+    assert viewer.layers.selection.active == viewer.layers["b masks"]

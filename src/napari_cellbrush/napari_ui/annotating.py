@@ -72,7 +72,9 @@ class Annotating(QObject):
         axes = layers.labels_axes(image.axes)
         with memory_in_words("making an annotation"):
             empty = np.zeros(layers.labels_shape(image.axes, image.shape), np.uint8)
-        return self._start(image, layers.in_engine_order(empty, axes))
+        layer = self._start(image, layers.in_engine_order(empty, axes))
+        self._bring(image_key, layer)
+        return layer
 
     def replace(self, image_key: str, strokes: NDArray[np.uint8]) -> None:
         """Make an annotation layer of strokes, stack axes + YX; the one that the image had is hidden.
@@ -85,7 +87,7 @@ class Annotating(QObject):
         image, replaced = self._image(image_key), self.layer_of(image_key)
         self._start(image, strokes)
         if replaced is not None:
-            replaced.visible = False
+            self._bench.showing.hide(replaced)
 
     def take_over(self, labels_key: str, image_key: str, kind: LabelKind) -> None:
         """Make an annotation layer from a copy of another labels layer, which is hidden then.
@@ -209,7 +211,10 @@ class Annotating(QObject):
         self._on_layer_removed(session.annotation_of(image.key) or "")
         session.set_annotation(image.key, key)
         self._counters[key] = PixelCounter(layer, image.key, session, self._book.viewer, self)
-        self._bring(image.key, layer)
+        if session.image is not None and session.image.key == image.key:
+            self._bring(image.key, layer)
+        else:
+            self._bench.showing.reveal(layer)
         return layer
 
     def take_up(self) -> None:

@@ -239,6 +239,7 @@ class Autosaving(QObject):
         if image is None:
             raise AnnotationError("The image was removed", "Open it once more")
         layer = self._bench.segmenting.results.objects_layer(image, fresh=True)
+        self._bench.showing.reveal(layer)
         layer.data = layers.in_layer_order(restored.labels, layers.mask_axes(layer))
         self._session.set_accepted(str(layer.unique_id), image_key, restored.work.accepted)
 

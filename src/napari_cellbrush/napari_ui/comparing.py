@@ -106,6 +106,7 @@ class Comparing(QObject):
             self._layer = layers.new_difference(on, image.axes, f"{image.name} difference")
             layers.note_on(self._layer, image=image.key)
             self._bench.book.add(self._layer)
+            self._bench.showing.reveal(self._layer)
         self._layer.colormap = layers.class_colormap(self._session.in_own_colours(classes))
         array = layers.in_engine_order(self._layer.data, layers.labels_axes(image.axes))
         array[...] = 0

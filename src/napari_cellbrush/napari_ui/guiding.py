@@ -151,7 +151,9 @@ class Guiding(QObject):
             return
         if self._unsure is None:
             self._unsure = layers.new_uncertainty(layer, image.axes, f"{image.name} uncertainty")
+            layers.note_on(self._unsure, image=image.key)
             self._bench.book.add(self._unsure, above=layer)
+            self._bench.showing.reveal(self._unsure)
         rows, columns = guide.answers.region
         view = layers.in_engine_order(self._unsure.data, layers.labels_axes(image.axes))
         place: tuple[int | slice, ...] = (*guide.answers.index, rows, columns)

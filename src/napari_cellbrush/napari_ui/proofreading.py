@@ -82,6 +82,8 @@ class Proofreading(QObject):
         _note_image(layer, image)
         if layer_key in self._histories:
             self._histories[layer_key].belong_to(image)
+        if layer is self._layer:
+            self._show(layer)
         self._session.correction_changed.emit()
 
     def checked(self, image_key: str) -> tuple[runs.CheckedObjects, ...]:
@@ -114,9 +116,10 @@ class Proofreading(QObject):
         self._bench.after_drag(partial(self._start, layer_key))
 
     def take_up(self) -> None:
-        """Give mouse and keys back to the objects that are being corrected, if it is strokes that have them."""
-        active = self._book.viewer.layers.selection.active
-        if self._layer is not None and str(getattr(active, "unique_id", "")) in self._session.annotations.values():
+        """Give mouse and keys back to the objects that are being corrected, if strokes have them or they are hidden."""
+        active, painted = self._book.viewer.layers.selection.active, self._session.annotations.values()
+        if self._layer is not None and (
+                not self._layer.visible or str(getattr(active, "unique_id", "")) in painted):
             self._show(self._layer)
             self._book.viewer.layers.selection.active = self._layer
 
@@ -132,7 +135,10 @@ class Proofreading(QObject):
             self._say(str(error), "error")
             return
         self._layer = layer
-        self._show(layer)
+        if activate:
+            self._show(layer)
+        else:
+            self._bench.segmenting.results.show_alone(layer)
         self._marks = Marks(self._book, layer, layers.mask_axes(layer))
         if activate:
             self._book.viewer.layers.selection.active = layer
@@ -460,8 +466,10 @@ class Proofreading(QObject):
                 self._watch(self._book.layer(mask.key), mask)
 
     def _show(self, layer: Labels) -> None:
-        """Show the image that objects are of, and no other result of it."""
-        self._bench.showing.show(str(layers.note_of(layer).get("image", "")))
+        """Work on the image that objects are of; show it, and no other result of it."""
+        image_key = str(layers.note_of(layer).get("image", ""))
+        self._session.choose_image(image_key)
+        self._bench.showing.show(image_key)
         self._bench.segmenting.results.show_alone(layer)
 
     def _watch(self, layer: Labels, mask: MaskEntry) -> None:

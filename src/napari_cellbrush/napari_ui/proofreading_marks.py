@@ -51,7 +51,7 @@ class Marks:
                             border_width=0.1, canvas_size_limits=DOT_SIZES_PX, **overlay_of(layer))
         self._lines = Shapes(ndim=layer.ndim, name="object at hand", edge_color=LINE_COLOR, **overlay_of(layer))
         for added in (self._dots, self._lines):
-            layers.note_on(added, image=layers.note_of(layer).get("image", ""))
+            layers.note_on(added, marks=str(layer.unique_id))
             book.add(added)
         #: What is drawn: drawing the same again takes a tenth of a second.
         self._drawn: list[NDArray[Any]] = []

@@ -35,6 +35,9 @@ class Sheet:
     probabilities: list[Image] = field(default_factory=list)
     #: Behind the objects.
     answers: Answers = field(default_factory=Answers)
+    #: What :meth:`ResultLayers.take_back` needs: the image's layers before, by kind, and which of them were seen.
+    before: dict[tuple[str, str], str] = field(default_factory=dict)
+    seen_before: frozenset[str] = frozenset()
 
     def layers(self) -> list[Layer]:
         """All of them."""
@@ -97,24 +100,44 @@ class ResultLayers:
         fresh
             Make new layers in every case.
         """
-        layer = self._book.layer(image.key)
+        layer, before = self._book.layer(image.key), self._of_image(image.key)
+        seen = frozenset(str(result.unique_id) for result in map(self._book.layer, before.values())
+                         if result is not None and result.visible)
         self._hide_results(image.key)
-        sheet = Sheet(image, layers.labels_axes(image.axes))
+        sheet = Sheet(image, layers.labels_axes(image.axes), before=before, seen_before=seen)
         if output == "probabilities":
             sheet.probabilities = [self._probability(image, layer, definition, fresh) for definition in classes]
             for shown, definition in zip(sheet.probabilities, classes, strict=True):
                 # Background is nearly everywhere and would hide the image.
-                shown.visible = definition.role != "background"
+                (self._showing.hide if definition.role == "background" else self._showing.reveal)(shown)
             return sheet
         sheet.classes = self._labels(image, layer, "classes", np.dtype(np.uint8), fresh)
-        sheet.classes.visible = True
+        self._showing.reveal(sheet.classes)
         self._classes[str(sheet.classes.unique_id)] = tuple(classes)
         self._colour(sheet.classes, tuple(classes))
         if output == "objects":
             sheet.objects = self.objects_layer(image, fresh)
-            sheet.objects.visible = True
+            self._showing.reveal(sheet.objects)
             sheet.answers = self._answers.setdefault(str(sheet.objects.unique_id), Answers())
         return sheet
+
+    def take_back(self, sheet: Sheet) -> None:
+        """Undo :meth:`sheet`, as long as nothing was written: remove what it made, show again what it hid."""
+        earlier = self._book.layer(sheet.before.get((sheet.image.key, "objects")))
+        if sheet.objects is not None and earlier is not None and earlier is not sheet.objects:
+            key, accepted = str(sheet.objects.unique_id), self._session.accepted_in(str(sheet.objects.unique_id))
+            self._session.set_accepted(key, "", Accepted())
+            self._session.set_accepted(str(earlier.unique_id), sheet.image.key, accepted)
+        for layer in sheet.layers():
+            if str(layer.unique_id) not in sheet.before.values() and layer in self._book.viewer.layers:
+                self._book.viewer.layers.remove(layer)
+        for place in self._of_image(sheet.image.key):
+            del self._keys[place]
+        self._keys |= sheet.before
+        for key in sheet.before.values():
+            layer = self._book.layer(key)
+            if layer is not None:
+                (self._showing.reveal if key in sheet.seen_before else self._showing.hide)(layer)
 
     def answered_objects(self, image: ImageEntry) -> tuple[Labels | None, Answers]:
         """The layer of an image's objects, if there is one, and what a model said behind them."""
@@ -170,6 +193,9 @@ class ResultLayers:
         return any(kind in (None, note.get("output")) and note.get("whole")
                    and note.get("provenance", {}).get("model") != model for note in notes)
 
+    def _of_image(self, image_key: str) -> dict[tuple[str, str], str]:
+        return {place: key for place, key in self._keys.items() if place[0] == image_key}
+
     def _labels(self, image: ImageEntry, image_layer: Layer, kind: str, dtype: np.dtype[Any], fresh: bool) -> Labels:
         def make() -> Labels:
             axes = layers.labels_axes(image.axes)
@@ -206,7 +232,7 @@ class ResultLayers:
     def show_alone(self, layer: Labels) -> None:
         """Show a layer, and no other result of its image."""
         self._hide_results(str(layers.note_of(layer).get("image", "")))
-        layer.visible = True
+        self._showing.reveal(layer)
 
     def _hide_results(self, image_key: str) -> None:
         """One kind of result is shown at a time: on top of each other they cannot be told apart."""

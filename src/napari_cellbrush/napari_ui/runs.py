@@ -426,22 +426,24 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
     from napari_cellbrush.export.provenance import mask_provenance
 
     config = task.config if task.config.diameter_px else task.config.replace(diameter_px=target.diameter_px)
-    kept, same = target.answers.of(model, target.planes.spatial_shape) if target.answers else (None, False)
-    objects = config.objects
+    answers, kept, same, scale = target.answers, None, False, 1.0
     for event in segment_planes(model, target.planes, config=config, device=device, indices=target.indices,
                                 region=target.region, centre=target.centre, stop=stop):
         if isinstance(event, InferenceStarted):
-            objects = objects.at_scale(event.scale)
-            if target.answers is not None:
-                target.answers.scale = event.scale
+            scale = event.scale
             yield TargetStarted(number, mask_provenance(model, output=task.output, config=config,
                                                         image_name=target.planes.name, image_axes=target.planes.axes,
                                                         started=event))
-        elif kept is not None and isinstance(event, TileSegmented):
+        elif answers is not None and isinstance(event, TileSegmented):
+            if kept is None:
+                # Not before: a run that ends without a tile leaves earlier answers as they are.
+                kept, same = answers.of(model, target.planes.spatial_shape)
+                answers.scale = scale
             place: tuple[int | slice, ...] = (slice(None), *event.plane, event.rows, event.columns)
             kept[place] = as_bytes(event.probabilities)
         yield TargetEvent(number, event)
     if kept is not None and not stop.stopped:
+        objects = config.objects.at_scale(scale)
         ids: NDArray[Any] = number_objects(kept, model.card.classes, objects, indices=target.indices,
                              earlier=target.earlier_objects if same else None, stop=stop)
         if target.accepted and target.earlier_objects is not None:

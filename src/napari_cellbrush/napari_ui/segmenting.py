@@ -45,9 +45,6 @@ class Segmenting(QObject):
         self.results = ResultLayers(bench.book, bench.session, bench.showing)
         self._job: Job | None = None
         self._sheets: list[Sheet] = []
-        #: Layers that were made for the run, and those that were seen before it.
-        self._made: set[Layer] = set()
-        self._seen_before: list[Layer] = []
         #: Numbers of the images of which a tile came.
         self._answered: set[int] = set()
         #: Of the image that is being segmented.
@@ -83,17 +80,18 @@ class Segmenting(QObject):
             return
         viewer_layers = self._bench.book.viewer.layers
         before = set(viewer_layers)
-        self._seen_before = [layer for layer in viewer_layers if layer.visible]
         try:
             with memory_in_words("making room for the result"):
                 task = self._prepare(scope, output, beside)
         except CellbrushError as error:
-            self._sheets = []
+            sheets, self._sheets = self._sheets, []
+            for sheet in sheets:
+                self.results.take_back(sheet)
             for layer in [layer for layer in viewer_layers if layer not in before]:
                 viewer_layers.remove(layer)
             self._run.end(str(error), "error")
             return
-        self._made, self._answered = set(viewer_layers) - before, set()
+        self._answered = set()
         self._show_one_image()
         self._sizes = {}
         self._latest, self._n_objects, self._problems, self._lost_layer = None, None, [], False
@@ -120,8 +118,9 @@ class Segmenting(QObject):
         classes = model.card.classes if model is not None else session.classes
         self._whole = scope in ("layer", "all")
         beside = beside or not self._whole
-        self._sheets = [self.results.sheet(image, output, classes, fresh=options.keep_earlier or (
-            beside and self.results.holds_whole_of_another(image, session.model))) for image in images]
+        for image in images:
+            fresh = options.keep_earlier or (beside and self.results.holds_whole_of_another(image, session.model))
+            self._sheets.append(self.results.sheet(image, output, classes, fresh=fresh))
         targets = [self._with_earlier(target, sheet) for target, sheet in zip(bare, self._sheets, strict=True)]
         self._accepted = [target.accepted for target in targets]
         names = f"'{images[0].name}'" if len(images) == 1 else f"{len(images)} images"
@@ -281,28 +280,22 @@ class Segmenting(QObject):
     def _end(self, text: str, kind: NoticeKind) -> None:
         self._job = None
         sheets, self._sheets = self._sheets, []
-        for number, sheet in enumerate(sheets):
-            for layer in sheet.layers():
-                layer.refresh(extent=False)
-            if number not in self._answered:
-                self._take_back(sheet)
-        self._show_one_image()
+        for layer in (layer for sheet in sheets for layer in sheet.layers()):
+            layer.refresh(extent=False)
+        unanswered = [sheet for number, sheet in enumerate(sheets) if number not in self._answered
+                      and self._accepted_on(sheet) == self._accepted[number]]
+        self._bench.after_drag(partial(self._tidy, unanswered))
         self._run.end(text, kind)
+
+    def _tidy(self, unanswered: list[Sheet]) -> None:
+        for sheet in unanswered:
+            self.results.take_back(sheet)
+        self._show_one_image()
 
     def _show_one_image(self) -> None:
         """Results of several images in one place would lie on top of each other."""
         if len(self._keys) > 1 and self._session.image is not None:
             self._bench.showing.show(self._session.image.key)
-
-    def _take_back(self, sheet: Sheet) -> None:
-        """Remove layers that were made for nothing, and show again what they had hidden."""
-        viewer_layers = self._bench.book.viewer.layers
-        made = [layer for layer in sheet.layers() if layer in self._made and layer in viewer_layers]
-        for layer in made:
-            viewer_layers.remove(layer)
-        for layer in self._seen_before if made else ():
-            if layers.note_of(layer).get("image") == sheet.image.key:
-                layer.visible = True
 
     def _on_layer_removed(self, key: str) -> None:
         if any(str(layer.unique_id) == key for sheet in self._sheets for layer in sheet.layers()):

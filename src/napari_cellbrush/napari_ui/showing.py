@@ -30,6 +30,7 @@ class Showing(QObject):
         self._book = bench.book
         #: Keys of the layers that stepped aside.
         self._aside: set[str] = set()
+        self._book.removed.connect(self._on_layer_removed)
 
     def choose(self, image_key: str) -> None:
         """Work on another image, and look at it."""
@@ -61,6 +62,13 @@ class Showing(QObject):
             if not (was_painting and self._bench.annotating.take_brush(image_key)):
                 viewer.layers.selection.active = image
 
+    def reveal(self, layer: Layer) -> None:
+        """Show a layer, or have it shown as soon as its image is in sight."""
+        out_of_sight = self._image_of(layer) in self._aside
+        if out_of_sight:
+            self._aside.add(str(layer.unique_id))
+        layer.visible = not out_of_sight
+
     def hide(self, layer: Layer) -> None:
         """Hide a layer, also from those who choose its image next."""
         self._aside.discard(str(layer.unique_id))
@@ -68,9 +76,18 @@ class Showing(QObject):
 
     def _image_of(self, layer: Layer) -> str:
         """Key of the image that a layer is or belongs to; empty for those of the person."""
-        key = str(layer.unique_id)
+        key, note = str(layer.unique_id), layers.note_of(layer)
+        marked = self._book.layer(note.get("marks"))
+        if marked is not None:
+            return self._image_of(marked)
         painted = (image for image, annotation in self._session.annotations.items() if annotation == key)
-        return key if self._session.find_image(key) else next(painted, str(layers.note_of(layer).get("image", "")))
+        return key if self._session.find_image(key) else next(painted, str(note.get("image", "")))
+
+    def _on_layer_removed(self, _: str) -> None:
+        """Without the image that was in sight, the one that is chosen now is."""
+        image = self._session.image
+        if image is not None and image.key in self._aside:
+            self.show(image.key)
 
 
 def _in_one_place(one: Any, other: Any) -> bool:

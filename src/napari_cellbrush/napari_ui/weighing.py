@@ -81,7 +81,7 @@ class Weighing(QObject):
         else:
             layer.data = data
         layer.contrast_limits = (0, 1 + task.w0)
-        layer.visible = True
+        self._bench.showing.reveal(layer)
         off = "" if self._session.training_config.border_weight else (
             " The border weight is 0 now, so all would weigh 1: this is what the paper's 10 gives.")
         self._run.say(f"Labelled pixels weigh 1 to {float(weights.max()):.3g}, before classes are balanced, with a "
