@@ -1,17 +1,18 @@
 """Give trained weights their place in the package, with what they can do on their card.
 
-    python pretraining/ship.py run/cells.safetensors src/napari_cellbrush/weights/cells.safetensors [--mean-with FILE]
+    python pretraining/ship.py run/cells.safetensors src/napari_cellbrush/weights/cells.safetensors [--mean-with FILE…]
 
 Measures the model on ``bench`` images as ``benchmarks/accuracy.py zero-shot`` does, prints that table, and writes the
 figures into the description that ``cellbrush models info`` shows. Replaces the file that is there. ``--mean-with``
-ships the mean of the trained weights and of those they were trained from: where both lie in one basin, it errs less
-than either (Wortsman et al. 2022, "Model soups", ICML).
+ships the mean of several weights that went on from the same ones, or of those and these: where all lie in one basin, it
+errs less than each (Wortsman et al. 2022, "Model soups", ICML).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain import DESCRIPTION
@@ -35,11 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trained", type=Path)
     parser.add_argument("shipped", type=Path)
-    parser.add_argument("--mean-with", type=Path, metavar="FILE", help="weights that the trained ones went on from")
+    parser.add_argument("--mean-with", type=Path, nargs="+", default=[], metavar="FILE",
+                        help="weights with the same origin, or those that the trained ones went on from")
     arguments = parser.parse_args()
-    model = read_model(arguments.trained)
-    if arguments.mean_with:
-        model = mean_of(model, read_model(arguments.mean_with))
+    model = mean_of([read_model(file) for file in [arguments.trained, *arguments.mean_with]])
     scores = {}
     print(accuracy.HEADING, flush=True)
     for name in accuracy.SETS:
@@ -50,14 +50,14 @@ def main() -> None:
     save_model(Model(model.network, card), arguments.shipped, half=True, overwrite=True)
 
 
-def mean_of(model: Model, earlier: Model) -> Model:
-    """The first model with the mean of both models' weights, in the half precision that is shipped."""
-    before = earlier.network.state_dict()
-    state = {name: ((tensor + before[name]) / 2).half().float() if tensor.is_floating_point() else tensor
-             for name, tensor in model.network.state_dict().items()}
-    network = build_network(model.card)
+def mean_of(models: Sequence[Model]) -> Model:
+    """The first model with the mean of the weights of all, in the half precision that is shipped."""
+    states = [model.network.state_dict() for model in models]
+    state = {name: sum(other[name] for other in states).div(len(states)).half().float()
+             if tensor.is_floating_point() else tensor for name, tensor in states[0].items()}
+    network = build_network(models[0].card)
     network.load_state_dict(state)
-    return Model(network.eval(), model.card)
+    return Model(network.eval(), models[0].card)
 
 
 def in_words(scores: dict[str, float]) -> str:

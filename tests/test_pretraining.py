@@ -102,16 +102,16 @@ def test_a_card_names_what_was_measured_and_what_is_weak(recipe: ModuleType) -> 
     assert "Limits: paint before you trust it on fibroblasts in phase contrast." in text
 
 
-def test_the_mean_of_two_models_lies_between_them(recipe: ModuleType) -> None:
+def test_the_mean_of_models_lies_between_them(recipe: ModuleType) -> None:
     ship = importlib.import_module("ship")
     card = ModelCard(name="cells", classes=DEFAULT_CLASSES, in_channels=1,
                      network=NetworkConfig(depth=3, base_filters=8))
-    one, other = new_model(card.replace(n_steps=7), 0), new_model(card, 1)
-    mean = ship.mean_of(one, other)
-    assert mean.card == one.card
-    weights = [model.network.state_dict()["head.weight"] for model in (one, other, mean)]
-    torch.testing.assert_close(weights[2], (weights[0] + weights[1]) / 2, rtol=0, atol=1e-3)
-    assert not torch.equal(weights[0], weights[2])
+    models = [new_model(card.replace(n_steps=7 - seed), seed) for seed in range(3)]
+    mean = ship.mean_of(models)
+    assert mean.card == models[0].card
+    *weights, between = (model.network.state_dict()["head.weight"] for model in (*models, mean))
+    torch.testing.assert_close(between, sum(weights) / 3, rtol=0, atol=1e-3)
+    assert not torch.equal(weights[0], between)
 
 
 @pytest.fixture(scope="module")
