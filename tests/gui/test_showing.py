@@ -57,6 +57,21 @@ def test_the_brush_goes_along(viewer, several, person):
     assert not viewer.layers["c annotation"].data.any()
 
 
+def test_an_image_of_another_size_fills_the_view_and_one_of_the_same_size_leaves_it(viewer, several, image):
+    viewer.add_image(np.tile(image, (4, 4)), name="large", scale=(2, 2))
+    camera = viewer.scene.camera
+    choose(several.annotate.image, "large")
+    extent = np.array(image.shape) * 8
+    np.testing.assert_allclose(camera.center[-2:], extent / 2, rtol=0.02)
+    assert 0.5 < camera.zoom * extent.max() / min(viewer.canvas.size) < 1
+    choose(several.annotate.image, "a")
+    np.testing.assert_allclose(camera.center[-2:], extent / 16, rtol=0.05)
+    camera.zoom, camera.center = 7, (30, 40)
+    choose(several.annotate.image, "b")
+    assert camera.zoom == 7
+    assert camera.center[-2:] == (30, 40)
+
+
 def test_a_new_annotation_shows_its_image(viewer, workspace, image, person):
     viewer.add_image(image, name="first")
     viewer.add_image(image, name="second")

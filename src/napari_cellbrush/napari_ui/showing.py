@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from napari.layers import Layer
 from qtpy.QtCore import QObject
 
@@ -16,6 +17,8 @@ from napari_cellbrush.napari_ui import layers
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
 
+#: How much of the view an image fills that comes into sight.
+_SHARE_OF_VIEW = 0.95
 #: Ways of drawing a layer that let all others shine through.
 _SEE_THROUGH = ("additive", "minimum", "multiplicative")
 
@@ -40,7 +43,8 @@ class Showing(QObject):
     def show(self, image_key: str) -> None:
         """Bring an image into sight, with what had stepped aside of it; channels and side by side stay as they are.
 
-        Mouse and keys go from layers that step aside to the image, or to its strokes from those of another.
+        Mouse and keys go from layers that step aside to the image, or to its strokes from those of another. The view
+        stays where it is, unless images of another size step aside.
         """
         viewer, image = self._book.viewer, self._book.layer(image_key)
         if self._session.find_image(image_key) is None or viewer.canvas.grid.enabled:
@@ -48,6 +52,7 @@ class Showing(QObject):
         rivals = {entry.key for entry in self._session.images
                   if entry.key != image_key and _in_one_place(self._book.layer(entry.key), image)}
         active = viewer.layers.selection.active
+        was_in_sight = [layer for layer in map(self._book.layer, rivals) if layer.visible]
         image.visible = True
         for layer in viewer.layers:
             key, owner = str(layer.unique_id), self._image_of(layer)
@@ -57,6 +62,8 @@ class Showing(QObject):
             elif owner in rivals and layer.visible:
                 self._aside.add(key)
                 layer.visible = False
+        if any(not np.allclose(layer.extent.world[:, -2:], image.extent.world[:, -2:]) for layer in was_in_sight):
+            _fit_view(viewer, image)
         if active is not None and self._image_of(active) in rivals:
             was_painting = str(active.unique_id) in self._session.annotations.values()
             if not (was_painting and self._bench.annotating.take_brush(image_key)):
@@ -88,6 +95,16 @@ class Showing(QObject):
         image = self._session.image
         if image is not None and image.key in self._aside:
             self.show(image.key)
+
+
+def _fit_view(viewer: Any, layer: Layer) -> None:
+    """Look at all of a layer."""
+    if viewer.dims.ndisplay != 2:
+        return
+    low, high = layer.extent.world[:, [axis - viewer.dims.ndim for axis in viewer.dims.displayed]]
+    camera = viewer.scene.camera
+    camera.center = tuple((low + high) / 2)
+    camera.zoom = float(_SHARE_OF_VIEW * min(viewer.canvas.size) / max(high - low))
 
 
 def _in_one_place(one: Any, other: Any) -> bool:
