@@ -128,12 +128,14 @@ class ResultLayers:
             key, accepted = str(sheet.objects.unique_id), self._session.accepted_in(str(sheet.objects.unique_id))
             self._session.set_accepted(key, "", Accepted())
             self._session.set_accepted(str(earlier.unique_id), sheet.image.key, accepted)
-        for layer in sheet.layers():
-            if str(layer.unique_id) not in sheet.before.values() and layer in self._book.viewer.layers:
+        made = {str(layer.unique_id): layer for layer in sheet.layers()
+                if str(layer.unique_id) not in sheet.before.values()}
+        for place, key in self._of_image(sheet.image.key).items():
+            if key in made:
+                self._keys[place] = sheet.before.get(place, "")
+        for layer in made.values():
+            if layer in self._book.viewer.layers:
                 self._book.viewer.layers.remove(layer)
-        for place in self._of_image(sheet.image.key):
-            del self._keys[place]
-        self._keys |= sheet.before
         for key in sheet.before.values():
             layer = self._book.layer(key)
             if layer is not None:
