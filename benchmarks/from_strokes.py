@@ -158,11 +158,12 @@ def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argpar
     share = -(-n_strokes // len(task.painted))
     labels = [paint(truth, share, random) for truth in task.painted_truth]
     done: list[tuple[int, float, dict[str, Figures]]] = []
+    tuned = base
     for n_round in range(1, arguments.rounds + 1):
-        arms, tuned = {}, base
+        arms, start = {}, tuned if arguments.continued else base
         for arm in arguments.arms:
             began = time.perf_counter()
-            answer, model = learnt(arm, base, task, labels, seed, arguments)
+            answer, model = learnt(arm, start if arm == "cellbrush" else base, task, labels, seed, arguments)
             seconds = time.perf_counter() - began
             arms[arm] = (*score(answer, task), seconds) if answer else (float("nan"), float("nan"), seconds)
             tuned = model if arm == "cellbrush" and model else tuned
@@ -289,6 +290,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="*", default=list(STROKE_SETS), choices=list(STROKE_SETS))
     parser.add_argument("--strokes", nargs="*", type=int, default=[5, 20])
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--continued", action="store_true",
+                        help="begin each further round of 'cellbrush' with the model tuned in the one before")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     parser.add_argument("--ablation", action="store_true")
