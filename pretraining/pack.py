@@ -29,6 +29,8 @@ from napari_cellbrush.engine.planes import Planes
 STEPS_PER_UNIT = 100
 #: Median diameter of the objects, in pixels, that the model is said to know.
 DIAMETER_PX = 24.0
+#: The same as the program shows it to the network.
+SEEN_PX = SEEN_AS * DIAMETER_PX
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,6 @@ def read(folder: Path, stem: str, image_set: ImageSet) -> Iterator[tuple[NDArray
     axes = image_set.axes if pixels.ndim == len(image_set.axes) else "T" + image_set.axes
     planes = Planes(pixels, axes, stem)
     step = PLANE_STEP if planes.stack_shape else 1
-    seen_px = SEEN_AS * DIAMETER_PX
     for index in planes.indices()[::step]:
         rows, columns = (slice(0, size) for size in planes.shape_yx)
         image = planes.normalisation().apply(planes.read(index, rows, columns))
@@ -100,7 +101,7 @@ def read(folder: Path, stem: str, image_set: ImageSet) -> Iterator[tuple[NDArray
             truth = (numbers + 1).astype(np.uint16)
             if image_set.dense:
                 truth[mask == 0] = 0
-        yield *reduced(image, truth, min(1.0, seen_px / diameter)), min(diameter, seen_px)
+        yield *reduced(image, truth, min(1.0, SEEN_PX / diameter)), min(diameter, SEEN_PX)
 
 
 def reduced(image: NDArray[np.float32], truth: NDArray[np.uint16],

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from muon import Muon
 from numpy.typing import NDArray
-from pack import DIAMETER_PX, from_bytes
+from pack import DIAMETER_PX, SEEN_PX, from_bytes
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ from napari_cellbrush.engine.border_weights import border_weights
 from napari_cellbrush.engine.device import Device, autocast, choose_device
 from napari_cellbrush.engine.geometry import UNetGeometry
 from napari_cellbrush.engine.losses import segmentation_loss
-from napari_cellbrush.engine.model import SEEN_AS, Model, ModelCard, build_network
+from napari_cellbrush.engine.model import Model, ModelCard, build_network
 from napari_cellbrush.engine.model_file import read_model, save_model
 from napari_cellbrush.engine.planes import LIMITS
 from napari_cellbrush.engine.unet import UNet
@@ -151,7 +151,7 @@ class Images:
 
     def _window(self, plane: Plane, size: int, answered: int) -> tuple[Tensor, Tensor]:
         octaves = self.random.uniform(-OCTAVES, OCTAVES)
-        enlarged = min(SEEN_AS * DIAMETER_PX / plane.diameter * 2**octaves, MOST_ENLARGED)
+        enlarged = min(SEEN_PX / plane.diameter * 2**octaves, MOST_ENLARGED)
         side = max(2, round(size / enlarged))
         row, column = self._centre(plane)
         height, width = plane.truth.shape

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 
@@ -13,6 +14,7 @@ from qtpy.QtTest import QTest
 from napari_cellbrush import api
 from napari_cellbrush.config import DEFAULT_CLASSES
 from napari_cellbrush.engine import diameter, inference
+from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.model_file import add_to_library
 from napari_cellbrush.events import InferenceStarted, TileSegmented
@@ -410,6 +412,18 @@ def test_a_run_that_is_stopped_before_its_first_tile_changes_nothing(viewer, rea
             assert earlier.metadata == note
     segment(ready, person)
     assert [layer.name for layer in viewer.layers] == ["cells", "cells classes"]
+
+
+@pytest.mark.usefixtures("specks")
+def test_taking_layers_back_leaves_what_was_accepted_in_one_that_no_longer_fits(viewer, ready, person):
+    ready.session.set_options(output="objects")
+    segment(ready, person)
+    image, key, accepted = ready.session.image, str(viewer.layers["cells objects"].unique_id), Accepted(frozenset([1]))
+    ready.session.set_accepted(key, image.key, accepted)
+    results = ready.segment.bench.segmenting.results
+    smaller = dataclasses.replace(image, shape=(60, 150))
+    results.take_back(results.sheet(smaller, "objects", DEFAULT_CLASSES, fresh=True))
+    assert ready.session.accepted_in(key) == accepted
 
 
 def test_an_image_that_cannot_be_segmented_leaves_no_empty_layer(viewer, ready, person, image):

@@ -85,7 +85,7 @@ class Annotating(QObject):
             If the image was removed, or nobody knows its axes.
         """
         image, replaced = self._image(image_key), self.layer_of(image_key)
-        self._start(image, strokes)
+        self._place(image_key, self._start(image, strokes))
         if replaced is not None:
             self._bench.showing.hide(replaced)
 
@@ -121,9 +121,8 @@ class Annotating(QObject):
     def paint_with(self, position: int) -> None:
         """Choose a class, and the brush on the chosen image's annotation layer."""
         self._session.choose_class(position)
-        layer = self.layer_of(self._session.image.key) if self._session.image else None
-        if layer is not None:
-            self._ready(layer)
+        if self._session.image is not None:
+            self.take_brush(self._session.image.key)
 
     def remove_class(self, position: int) -> None:
         """Take a class out of the table and its strokes out of all annotations.
@@ -142,7 +141,7 @@ class Annotating(QObject):
         for image_key, data in rewritten:
             old = self._book.layer(self._session.annotation_of(image_key))
             name, old.name = old.name, f"{old.name} (before)"
-            self._start(self._image(image_key), data, name)
+            self._place(image_key, self._start(self._image(image_key), data, name))
             self._book.viewer.layers.remove(old)
 
     def snapshot(self, image_key: str) -> NDArray[np.uint8]:
@@ -211,10 +210,6 @@ class Annotating(QObject):
         self._on_layer_removed(session.annotation_of(image.key) or "")
         session.set_annotation(image.key, key)
         self._counters[key] = PixelCounter(layer, image.key, session, self._book.viewer, self)
-        if session.image is not None and session.image.key == image.key:
-            self._bring(image.key, layer)
-        else:
-            self._bench.showing.reveal(layer)
         return layer
 
     def take_up(self) -> None:
@@ -236,6 +231,13 @@ class Annotating(QObject):
     def _strokes(layer: Labels) -> NDArray[np.uint8]:
         """A view of a layer's array as the engine orders it: stack axes + YX."""
         return layers.in_engine_order(layer.data, layers.mask_axes(layer))
+
+    def _place(self, image_key: str, layer: Labels) -> None:
+        """Ready to be painted if it is of the chosen image; else seen as soon as that is chosen."""
+        if self._session.image is not None and self._session.image.key == image_key:
+            self._bring(image_key, layer)
+        else:
+            self._bench.showing.reveal(layer)
 
     def _bring(self, image_key: str, layer: Labels) -> None:
         """Into sight, with its image, and ready to be painted."""

@@ -36,7 +36,7 @@ class Sheet:
     #: Behind the objects.
     answers: Answers = field(default_factory=Answers)
     #: What :meth:`ResultLayers.take_back` needs: the image's layers before, by kind, and which of them were seen.
-    before: dict[tuple[str, str], str] = field(default_factory=dict)
+    before: dict[str, str] = field(default_factory=dict)
     seen_before: frozenset[str] = frozenset()
 
     def layers(self) -> list[Layer]:
@@ -109,7 +109,7 @@ class ResultLayers:
             sheet.probabilities = [self._probability(image, layer, definition, fresh) for definition in classes]
             for shown, definition in zip(sheet.probabilities, classes, strict=True):
                 # Background is nearly everywhere and would hide the image.
-                (self._showing.hide if definition.role == "background" else self._showing.reveal)(shown)
+                self._see(shown, definition.role != "background")
             return sheet
         sheet.classes = self._labels(image, layer, "classes", np.dtype(np.uint8), fresh)
         self._showing.reveal(sheet.classes)
@@ -123,23 +123,21 @@ class ResultLayers:
 
     def take_back(self, sheet: Sheet) -> None:
         """Undo :meth:`sheet`, as long as nothing was written: remove what it made, show again what it hid."""
-        earlier = self._book.layer(sheet.before.get((sheet.image.key, "objects")))
+        earlier = self._book.layer(sheet.before.get("objects"))
         if sheet.objects is not None and earlier is not None and earlier is not sheet.objects:
-            key, accepted = str(sheet.objects.unique_id), self._session.accepted_in(str(sheet.objects.unique_id))
-            self._session.set_accepted(key, "", Accepted())
-            self._session.set_accepted(str(earlier.unique_id), sheet.image.key, accepted)
+            self._hand_over_accepted(sheet.image, sheet.objects, earlier)
         made = {str(layer.unique_id): layer for layer in sheet.layers()
                 if str(layer.unique_id) not in sheet.before.values()}
-        for place, key in self._of_image(sheet.image.key).items():
+        for kind, key in self._of_image(sheet.image.key).items():
             if key in made:
-                self._keys[place] = sheet.before.get(place, "")
+                self._keys[sheet.image.key, kind] = sheet.before.get(kind, "")
         for layer in made.values():
             if layer in self._book.viewer.layers:
                 self._book.viewer.layers.remove(layer)
         for key in sheet.before.values():
             layer = self._book.layer(key)
             if layer is not None:
-                (self._showing.reveal if key in sheet.seen_before else self._showing.hide)(layer)
+                self._see(layer, key in sheet.seen_before)
 
     def answered_objects(self, image: ImageEntry) -> tuple[Labels | None, Answers]:
         """The layer of an image's objects, if there is one, and what a model said behind them."""
@@ -155,15 +153,21 @@ class ResultLayers:
         return layer
 
     def _move_accepted(self, image: ImageEntry, before: Labels, layer: Labels) -> None:
-        key = str(before.unique_id)
-        accepted = self._session.accepted_in(key)
+        accepted = self._session.accepted_in(str(before.unique_id))
         if not accepted or before.data.shape != layer.data.shape:
             return
         kept = layers.in_engine_order(np.array(before.data), layers.mask_axes(before))
         accepted.keep_only(kept)
         layer.data = layers.in_layer_order(kept, layers.mask_axes(layer))
-        self._session.set_accepted(key, "", Accepted())
-        self._session.set_accepted(str(layer.unique_id), image.key, accepted)
+        self._hand_over_accepted(image, before, layer)
+
+    def _hand_over_accepted(self, image: ImageEntry, giver: Labels, taker: Labels) -> None:
+        """What is accepted in one layer is from now on accepted in another, which holds the same objects."""
+        key = str(giver.unique_id)
+        accepted = self._session.accepted_in(key)
+        if accepted:
+            self._session.set_accepted(key, "", Accepted())
+            self._session.set_accepted(str(taker.unique_id), image.key, accepted)
 
     def live_mask(self, image: ImageEntry, classes: Sequence[ClassDefinition]) -> Labels:
         """The layer that follows the strokes on an image: the last one, or a new one."""
@@ -189,14 +193,21 @@ class ResultLayers:
 
     def holds_whole_of_another(self, image: ImageEntry, model: str, output: OutputKind | None = None) -> bool:
         """Whether a glance at a part of an image would wipe what another model said of all of it, in that kind."""
-        found = [self._book.layer(key) for (image_key, _), key in self._keys.items() if image_key == image.key]
+        found = map(self._book.layer, self._of_image(image.key).values())
         notes = [layers.note_of(layer) for layer in found if layer is not None]
         kind = "probability" if output == "probabilities" else output
         return any(kind in (None, note.get("output")) and note.get("whole")
                    and note.get("provenance", {}).get("model") != model for note in notes)
 
-    def _of_image(self, image_key: str) -> dict[tuple[str, str], str]:
-        return {place: key for place, key in self._keys.items() if place[0] == image_key}
+    def _of_image(self, image_key: str) -> dict[str, str]:
+        """Keys of the last layers of an image, by kind."""
+        return {kind: key for (of_image, kind), key in self._keys.items() if of_image == image_key}
+
+    def _see(self, layer: Layer, seen: bool) -> None:
+        if seen:
+            self._showing.reveal(layer)
+        else:
+            self._showing.hide(layer)
 
     def _labels(self, image: ImageEntry, image_layer: Layer, kind: str, dtype: np.dtype[Any], fresh: bool) -> Labels:
         def make() -> Labels:
@@ -238,9 +249,9 @@ class ResultLayers:
 
     def _hide_results(self, image_key: str) -> None:
         """One kind of result is shown at a time: on top of each other they cannot be told apart."""
-        for (of_image, kind), key in self._keys.items():
+        for kind, key in self._of_image(image_key).items():
             layer = self._book.layer(key)
-            if of_image == image_key and layer is not None:
+            if layer is not None:
                 if kind == "live" and layer.visible:
                     self._eclipsed.add(key)
                 self._showing.hide(layer)

@@ -92,7 +92,9 @@ class Segmenting(QObject):
             self._run.end(str(error), "error")
             return
         self._answered = set()
-        self._show_one_image()
+        if len(self._sheets) > 1 and self._session.image is not None:
+            # Results of several images in one place would lie on top of each other.
+            self._bench.showing.show(self._session.image.key)
         self._sizes = {}
         self._latest, self._n_objects, self._problems, self._lost_layer = None, None, [], False
         self._began = time.perf_counter()
@@ -284,18 +286,9 @@ class Segmenting(QObject):
             layer.refresh(extent=False)
         unanswered = [sheet for number, sheet in enumerate(sheets) if number not in self._answered
                       and self._accepted_on(sheet) == self._accepted[number]]
-        self._bench.after_drag(partial(self._tidy, unanswered))
-        self._run.end(text, kind)
-
-    def _tidy(self, unanswered: list[Sheet]) -> None:
         for sheet in unanswered:
-            self.results.take_back(sheet)
-        self._show_one_image()
-
-    def _show_one_image(self) -> None:
-        """Results of several images in one place would lie on top of each other."""
-        if len(self._keys) > 1 and self._session.image is not None:
-            self._bench.showing.show(self._session.image.key)
+            self._bench.after_drag(partial(self.results.take_back, sheet))
+        self._run.end(text, kind)
 
     def _on_layer_removed(self, key: str) -> None:
         if any(str(layer.unique_id) == key for sheet in self._sheets for layer in sheet.layers()):
