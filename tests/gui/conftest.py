@@ -13,8 +13,10 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 
 from napari_cellbrush.config import DEFAULT_CLASSES, NetworkConfig, TrainingConfig
+from napari_cellbrush.engine import inference
 from napari_cellbrush.engine.model import Model, ModelCard, new_model
 from napari_cellbrush.engine.model_file import add_to_library
+from napari_cellbrush.events import InferenceStarted, StopToken
 from napari_cellbrush.napari_ui.workbench import Workbench, workbench_for
 from napari_cellbrush.napari_ui.workspace import Workspace
 
@@ -148,3 +150,25 @@ def no_threads_left() -> Iterator[None]:
     while [t.name for t in threading.enumerate() if t.name.startswith("cellbrush")]:
         assert time.monotonic() < deadline, [t.name for t in threading.enumerate()]
         time.sleep(0.01)
+
+
+@pytest.fixture
+def stop_before_the_first_tile(workspace: Workspace, person: Person, monkeypatch: pytest.MonkeyPatch
+                               ) -> Callable[[], None]:
+    """Presses Segment, waits for a run that answers no tile, and presses Stop."""
+    def waiting(*_: Any, stop: StopToken, **__: Any) -> Iterator[InferenceStarted]:
+        yield InferenceStarted("CPU", "float32", 10, 100)
+        while not stop.stopped:
+            time.sleep(0.01)
+
+    def stop_it() -> None:
+        run = workspace.segment.run
+        with monkeypatch.context() as patch:
+            patch.setattr(inference, "segment_planes", waiting)
+            person.click(run.button)
+            person.wait(lambda: "Segmenting" in run.notice.text())
+            person.click(run.button)
+            person.wait(lambda: not workspace.session.segmentation.busy)
+        assert run.notice.text() == "Stopped before the first tile; nothing has changed."
+
+    return stop_it

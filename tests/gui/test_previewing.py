@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
 from napari_cellbrush import api
-from napari_cellbrush.engine import inference
 from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.model_file import add_to_library
-from napari_cellbrush.events import InferenceStarted
 from napari_cellbrush.napari_ui import layers, runs
 
 
@@ -62,31 +58,19 @@ def test_other_settings_give_what_a_segmentation_with_them_gives(viewer, found, 
 
 
 def test_a_run_of_another_model_that_is_stopped_before_its_first_tile_leaves_objects_and_answers(
-        viewer, found, person, monkeypatch, image):
-    def waiting(model, planes, **kwargs):
-        yield InferenceStarted("CPU", "float32", 10, 100)
-        while not kwargs["stop"].stopped:
-            time.sleep(0.01)
-        return False
-
+        viewer, found, person, image, stop_before_the_first_tile):
     layer, session = viewer.layers["cells objects"], found.session
     before, key, accepted = layer.data.copy(), str(layer.unique_id), Accepted(frozenset([2]))
     session.set_accepted(key, session.image.key, accepted)
     seen = [other.name for other in viewer.layers if other.visible]
     session.choose_model("tiny")
-    with monkeypatch.context() as patch:
-        patch.setattr(inference, "segment_planes", waiting)
-        # Into layers of its own, then into the same.
-        for keep in (True, False):
-            found.segment.keep.setChecked(keep)
-            person.click(found.segment.run.button)
-            person.wait(lambda: "Segmenting" in session.segmentation.notice.text)
-            person.click(found.segment.run.button)
-            person.wait(lambda: not session.segmentation.busy)
-            assert session.segmentation.notice.text == "Stopped before the first tile; nothing has changed."
-            assert session.accepted_in(key) == accepted
-            assert [other.name for other in viewer.layers if other.visible] == seen
-            np.testing.assert_array_equal(layer.data, before)
+    # Into layers of its own, then into the same.
+    for keep in (True, False):
+        found.segment.keep.setChecked(keep)
+        stop_before_the_first_tile()
+        assert session.accepted_in(key) == accepted
+        assert [other.name for other in viewer.layers if other.visible] == seen
+        np.testing.assert_array_equal(layer.data, before)
     session.set_accepted(key, session.image.key, Accepted())
     change(found, min_object_px=40)
     person.wait(lambda: "With these settings" in session.segmentation.notice.text)

@@ -380,36 +380,18 @@ def test_stop_ends_within_a_second_and_keeps_the_tiles(viewer, ready, person, mo
     assert viewer.layers["cells classes"].data[:5, :5].all()
 
 
-def waiting(model, planes, **kwargs):
-    """No tile until somebody stops."""
-    yield InferenceStarted("CPU", "float32", 10, 100)
-    while not kwargs["stop"].stopped:
-        time.sleep(0.01)
-    return False
-
-
-def stop_before_the_first_tile(workspace, person):
-    person.click(workspace.segment.run.button)
-    person.wait(lambda: "Segmenting" in workspace.segment.run.notice.text())
-    person.click(workspace.segment.run.button)
-    person.wait(lambda: not workspace.session.segmentation.busy)
-    assert workspace.segment.run.notice.text() == "Stopped before the first tile; nothing has changed."
-
-
-def test_a_run_that_is_stopped_before_its_first_tile_changes_nothing(viewer, ready, person, monkeypatch):
+def test_a_run_that_is_stopped_before_its_first_tile_changes_nothing(viewer, ready, person, stop_before_the_first_tile):
     segment(ready, person)
     earlier = viewer.layers["cells classes"]
     before, note = earlier.data.copy(), dict(earlier.metadata)
-    with monkeypatch.context() as patch:
-        patch.setattr(inference, "segment_planes", waiting)
-        # Into a layer of its own, then into the same.
-        for keep in (True, False):
-            ready.segment.keep.setChecked(keep)
-            stop_before_the_first_tile(ready, person)
-            assert [layer.name for layer in viewer.layers] == ["cells", "cells classes"]
-            assert earlier.visible
-            np.testing.assert_array_equal(earlier.data, before)
-            assert earlier.metadata == note
+    # Into a layer of its own, then into the same.
+    for keep in (True, False):
+        ready.segment.keep.setChecked(keep)
+        stop_before_the_first_tile()
+        assert [layer.name for layer in viewer.layers] == ["cells", "cells classes"]
+        assert earlier.visible
+        np.testing.assert_array_equal(earlier.data, before)
+        assert earlier.metadata == note
     segment(ready, person)
     assert [layer.name for layer in viewer.layers] == ["cells", "cells classes"]
 
