@@ -17,6 +17,8 @@ from napari_cellbrush.napari_ui import layers
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
 
+#: How much of the view an image fills that comes into sight.
+_SHARE_OF_VIEW = 0.95
 #: Ways of drawing a layer that let all others shine through.
 _SEE_THROUGH = ("additive", "minimum", "multiplicative")
 
@@ -61,7 +63,7 @@ class Showing(QObject):
                 self._aside.add(key)
                 layer.visible = False
         if any(not np.allclose(layer.extent.world[:, -2:], image.extent.world[:, -2:]) for layer in was_in_sight):
-            viewer.fit_to_view(layers=[image])
+            _fit_view(viewer, image)
         if active is not None and self._image_of(active) in rivals:
             was_painting = str(active.unique_id) in self._session.annotations.values()
             if not (was_painting and self._bench.annotating.take_brush(image_key)):
@@ -93,6 +95,16 @@ class Showing(QObject):
         image = self._session.image
         if image is not None and image.key in self._aside:
             self.show(image.key)
+
+
+def _fit_view(viewer: Any, layer: Layer) -> None:
+    """Look at all of a layer. napari 0.9's ``fit_to_view`` fails for one with fewer axes than the viewer."""
+    if viewer.dims.ndisplay != 2:
+        return
+    low, high = layer.extent.world[:, [axis - viewer.dims.ndim for axis in viewer.dims.displayed]]
+    camera = viewer.scene.camera
+    camera.center = tuple((low + high) / 2)
+    camera.zoom = float(_SHARE_OF_VIEW * min(viewer.canvas.size) / max(high - low))
 
 
 def _in_one_place(one: Any, other: Any) -> bool:
