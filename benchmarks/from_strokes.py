@@ -4,7 +4,8 @@
     python benchmarks/from_strokes.py --ablation [--sets NAME...] [--strokes N] [--seeds N]
 
 A simulated annotator paints N strokes per class on one or two images; with ``--rounds`` it then looks at the
-plugin's answer and paints as many again on its largest errors, and everybody learns anew from all strokes. Mean
+plugin's answer and paints as many again on its largest errors, and everybody learns anew from all strokes; the plugin
+is told which are corrections, unless ``--unaware``. Mean
 intersection over union of the classes is measured on other images, with the spread over seeds; where the truth has
 objects, their average precision at 0.5 over all images as well, of objects made in the same way from the probabilities
 that each arm gives. No arm ever saw any of these images. The arms:
@@ -158,12 +159,14 @@ def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argpar
     share = -(-n_strokes // len(task.painted))
     labels = [paint(truth, share, random) for truth in task.painted_truth]
     done: list[tuple[int, float, dict[str, Figures]]] = []
-    tuned = base
+    unseen, tuned = labels, base
     for n_round in range(1, arguments.rounds + 1):
         arms, start = {}, tuned if arguments.continued else base
+        corrections = [] if arguments.unaware else [part != first for part, first in zip(labels, unseen, strict=True)]
         for arm in arguments.arms:
             began = time.perf_counter()
-            answer, model = learnt(arm, start if arm == "cellbrush" else base, task, labels, seed, arguments)
+            answer, model = learnt(arm, start if arm == "cellbrush" else base, task, labels, corrections, seed,
+                                   arguments)
             seconds = time.perf_counter() - began
             arms[arm] = (*score(answer, task), seconds) if answer else (float("nan"), float("nan"), seconds)
             tuned = model if arm == "cellbrush" and model else tuned
@@ -175,7 +178,8 @@ def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argpar
     return done
 
 
-def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], seed: int,
+def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]],
+           corrections: Sequence[NDArray[np.bool_]], seed: int,
            arguments: argparse.Namespace) -> tuple[Answer | None, Model | None]:
     """None where the arm has no answer; and the model, if it is one."""
     if arm == "forest":
@@ -187,8 +191,10 @@ def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]
         model = base if knows_all(base, task.classes) else None
     elif arm == "scratch":
         model = tune(scratch_model(task.classes, task.painted[0].n_channels, config), task, labels, config)
+    elif arm == "full":
+        model = tune(base, task, task.painted_truth, config)
     else:
-        model = tune(base, task, task.painted_truth if arm == "full" else labels, config)
+        model = tune(base, task, labels, config, corrections)
     return Answer.of(model) if model else None, model
 
 
@@ -200,9 +206,11 @@ def _forest_answer(forest: RandomForest, classes: Sequence[ClassDefinition]) -> 
                   lambda image: objects_from_probabilities(probabilities(image), classes, FOREST_OBJECTS))
 
 
-def tune(base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], config: TrainingConfig) -> Model:
+def tune(base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], config: TrainingConfig,
+         corrections: Sequence[NDArray[np.bool_]] = ()) -> Model:
     """The model that a click on the button gives."""
-    return run_to_end(train(base, task.painted, labels, config, classes=task.classes)).model
+    return run_to_end(train(base, task.painted, labels, config, classes=task.classes,
+                            corrections=corrections or None)).model
 
 
 def score(answer: Answer, task: Task) -> tuple[float, float]:
@@ -292,6 +300,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--continued", action="store_true",
                         help="begin each further round of 'cellbrush' with the model tuned in the one before")
+    parser.add_argument("--unaware", action="store_true", help="learn corrections as if they were any strokes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     parser.add_argument("--ablation", action="store_true")

@@ -73,6 +73,7 @@ def fine_tune(
     on_event: Callable[[TrainingEvent], object] | None = None,
     stop: StopToken | None = None,
     state_file: str | Path | None = None,
+    corrections: Any = None,
 ) -> Model:
     """Fine-tune a copy of a model on labelled pixels.
 
@@ -105,6 +106,9 @@ def fine_tune(
     state_file
         Where to keep the state of the run. If it exists, from an interrupted call with the same arguments, the run
         goes on from it; removed unless the run was stopped.
+    corrections
+        As many as images, boolean, each of its labels' shape: pixels that were painted where an answer was seen to be
+        wrong. They count less than others, which tell how frequent things are.
 
     Returns
     -------
@@ -130,7 +134,7 @@ def fine_tune(
         model = scratch_model(meant or DEFAULT_CLASSES, planes[0].n_channels, config)
     base = model if isinstance(model, Model) else load_model(model)
     run = train(base, planes, given, config, classes=meant, device=choose_device(device), stop=stop, name=name,
-                state_file=state)
+                state_file=state, corrections=None if corrections is None else _several(corrections))
     result = run_to_end(run, on_event)
     if state is not None and not result.stopped:
         state.unlink(missing_ok=True)

@@ -106,6 +106,8 @@ class TrainingStarted:
     scales: tuple[float, ...] = ()
     #: Connected pieces of one class, over all planes and images.
     n_strokes: int = 0
+    #: Of the training pixels, those that correct an answer; they count less.
+    n_corrections: int = 0
 
 
 @dataclass(frozen=True)

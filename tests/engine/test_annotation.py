@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +17,9 @@ from scipy import ndimage
 from skimage.measure import label
 from skimage.morphology import disk
 
-from napari_cellbrush.config import DEFAULT_CLASSES
+from napari_cellbrush.config import DEFAULT_CLASSES, classes_from_names
 from napari_cellbrush.engine.annotation import (
+    CORRECTIONS_PER_STROKE,
     GAP_PX,
     Annotation,
     LabelledPlane,
@@ -34,6 +36,7 @@ from napari_cellbrush.errors import AnnotationError
 
 SEEDS = st.integers(0, 2**31)
 EIGHT = np.ones((3, 3), bool)
+TWO = classes_from_names(["background", "cell"])
 
 
 # ---------------------------------------------------------------- collecting
@@ -563,6 +566,95 @@ def test_the_same_seed_visits_the_same_pixels() -> None:
 def test_asking_piecewise_or_at_once_gives_the_same_pixels() -> None:
     first, second = (StrokeSampler(annotate(strokes(1, 9)), 5) for _ in range(2))
     assert first.next_centres(12) == [centre for _ in range(4) for centre in second.next_centres(3)]
+
+
+def corrected(labels: Any, corrections: Any) -> Annotation:
+    image = Planes(np.zeros(labels.shape, np.float32), "YX")
+    return collect_annotation([image], [labels], TWO, [corrections])
+
+
+def test_strokes_painted_before_an_answer_are_visited_more_often_than_corrections() -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[::16, 0], labels[::16, 32] = 1, 2
+    corrections = np.zeros(labels.shape, bool)
+    corrections[32:] = labels[32:] > 0
+    # Of each class, two of either kind.
+    centres = StrokeSampler(corrected(labels, corrections), 0).next_centres(2 * 2 * (CORRECTIONS_PER_STROKE + 1))
+    visits = Counter((row, column) for _, row, column in centres)
+    assert visits == {(row, column): 1 if row >= 32 else CORRECTIONS_PER_STROKE
+                      for row in range(0, 64, 16) for column in (0, 32)}
+
+
+def test_where_all_strokes_are_corrections_none_is_preferred() -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[::16, 0], labels[::16, 32] = 1, 2
+    all_corrected, none_corrected = corrected(labels, labels > 0), corrected(labels, labels < 0)
+    assert StrokeSampler(all_corrected, 3).next_centres(40) == StrokeSampler(none_corrected, 3).next_centres(40)
+    assert all_corrected.unseen is all_corrected
+
+
+def test_what_was_painted_before_an_answer_is_found_again() -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[::16, 0], labels[::16, 32] = 1, 2
+    annotation = corrected(labels, np.indices(labels.shape)[0] >= 32)
+    np.testing.assert_array_equal(annotation.unseen.planes[0].labels[:32], labels[:32])
+    assert not annotation.unseen.planes[0].labels[32:].any()
+    assert (annotation.n_pixels, annotation.n_corrections, annotation.unseen.n_corrections) == (8, 4, 0)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_corrections_stay_corrections_at_another_scale(scale: float) -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[8:16, 8:40], labels[40:48, 8:40] = 1, 2
+    plane = rescaled(corrected(labels, labels == 2), [scale]).planes[0]
+    assert plane.weights.shape == plane.labels.shape
+    assert set(np.unique(plane.weights[plane.labels == 1])) == {CORRECTIONS_PER_STROKE}
+    assert set(np.unique(plane.weights[plane.labels == 2])) == {1}
+    assert not plane.weights[plane.labels == 0].any()
+
+
+def rows_of_strokes(rows: range) -> NDArray[np.uint8]:
+    """One stroke of each of two classes in each of the rows."""
+    labels = np.zeros((600, 200), np.uint8)
+    labels[list(rows), 10:40], labels[list(rows), 110:140] = 1, 2
+    return labels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_strokes_held_out_stay_the_same_when_an_answer_is_corrected(seed: int) -> None:
+    first, later = rows_of_strokes(range(20, 120, 20)), rows_of_strokes(range(150, 590, 20))
+    before = hold_out(corrected(first, first < 0), 0.2, seed)
+    after = hold_out(corrected(first + later, later > 0), 0.2, seed)
+    assert before.validation is not None
+    assert after.validation is not None
+    np.testing.assert_array_equal(after.validation.planes[0].labels, before.validation.planes[0].labels)
+    np.testing.assert_array_equal(after.train.planes[0].labels, before.train.planes[0].labels + later)
+
+
+def test_a_correction_beside_a_held_out_stroke_is_learnt_and_not_scored_on() -> None:
+    first = rows_of_strokes(range(20, 120, 20))
+    held = hold_out(corrected(first, first < 0), 0.2, 0).validation
+    assert held is not None
+    beside = np.roll(held.planes[0].labels, 3, axis=0)
+    split = hold_out(corrected(first + beside, beside > 0), 0.2, 0)
+    assert split.validation is not None
+    assert (split.train.planes[0].labels[beside > 0] > 0).all()
+    check(annotate(first + beside), split)
+
+
+def test_corrections_are_held_out_where_other_strokes_are_too_few_for_a_score() -> None:
+    first, later = rows_of_strokes(range(20, 60, 20)), rows_of_strokes(range(150, 590, 20))
+    split = hold_out(corrected(first + later, later > 0), 0.2, 0)
+    assert split.validation is not None
+    assert split.validation.n_corrections > 0
+
+
+def test_corrections_of_another_shape_are_refused() -> None:
+    labels = np.ones((8, 8), np.uint8)
+    with pytest.raises(AnnotationError, match=r"corrections of '.*' have the shape \(8, 9\).*\(8, 8\)"):
+        corrected(labels, np.zeros((8, 9), bool))
+    with pytest.raises(AnnotationError, match=r"1 image\(s\) and 2 set\(s\) of corrections"):
+        collect_annotation([Planes(np.zeros((8, 8), np.float32), "YX")], [labels], TWO, [None, None])
 
 
 @pytest.mark.parametrize("scale", [0.125, 0.3, 0.7])

@@ -120,6 +120,40 @@ def test_held_out_strokes_neither_tell_the_diameter_nor_how_far_the_base_is_trus
     assert trusted == [painted.annotation.strokes_per_class]
 
 
+def test_corrections_do_not_say_how_far_the_base_is_trusted(scratch: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, inside = blobs()
+    _, trained = run(scratch, image, strokes(inside), TINY.replace(max_steps=150, learning_rate=3e-3, patience=0,
+                                                                   held_out_fraction=0))
+    trusted: list[float] = []
+    monkeypatch.setattr(Teacher, "trust", lambda self, score, strokes_per_class: trusted.append(score))
+    right, wrong = strokes(inside), strokes(~inside)
+    right[80:], wrong[:80] = 0, 0
+    for corrections in (None, [wrong > 0]):
+        run(trained.model, image, right + wrong, TINY.replace(max_steps=1, held_out_fraction=0),
+            corrections=corrections)
+    run(trained.model, image, right, TINY.replace(max_steps=1, held_out_fraction=0))
+    of_all, told, of_the_right = trusted
+    assert told == pytest.approx(of_the_right, abs=0.02)
+    assert of_all < 0.6 < told
+
+
+def test_few_corrections_do_not_undo_what_the_other_strokes_say(scratch: Model) -> None:
+    """The same stroke pattern says the opposite in a corner: told that it corrects, it counts less elsewhere."""
+    image, inside = blobs()
+    labels = strokes(inside)
+    labels[120:] = strokes(~inside)[120:]
+    corrections = np.zeros(labels.shape, bool)
+    corrections[120:] = True
+
+    def right(**options: Any) -> float:
+        _, tuned = run(scratch, image, labels, TINY.replace(max_steps=80, learning_rate=3e-3, held_out_fraction=0),
+                       **options)
+        found = segment_array(tuned.model, Planes(image, "YX")) == 2
+        return float((found == inside)[:100].mean())
+
+    assert right(corrections=[corrections]) > right() + 0.01
+
+
 def test_training_learns_what_the_strokes_say(scratch: Model) -> None:
     image, inside = blobs()
     config = TINY.replace(max_steps=100, learning_rate=3e-3, validate_every=25, patience=0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -505,3 +506,70 @@ def test_outcomes_in_words(values, words):
 ])
 def test_sizes_in_words(names, sizes, words):
     assert sizes_in_words(sizes, names) == words
+
+
+# ---------------------------------------------------------------------------------------------- corrections
+
+
+@pytest.fixture
+def corrections_given(monkeypatch):
+    """What each training is told to be corrections: numbers of pixels per image, None where nothing is known."""
+    given, train = [], training.train
+
+    def listening(*args, corrections, **kwargs):
+        given.append([None if part is None else int(np.count_nonzero(part)) for part in corrections])
+        return train(*args, corrections=corrections, **kwargs)
+
+    monkeypatch.setattr(training, "train", listening)
+    return given
+
+
+def train_once(workspace, person):
+    person.wait(workspace.finetune.run.button.isEnabled)
+    person.click(workspace.finetune.run.button)
+    notice = finished(workspace, person)
+    assert notice.kind != "error", notice
+    return notice
+
+
+def test_what_is_painted_after_the_first_answer_corrects_it(painted, person, corrections_given):
+    layer = painted.annotate.bench.annotating.layer_of(painted.session.image.key)
+    train_once(painted, person)
+    assert painted.session.tuned.improved
+    layer.data[110:112, 40:50] = 1
+    layer.data[20, 20:30] = 1  # another class where something was painted before is no answer's fault
+    train_once(painted, person)
+    layer.data[115:117, 40:50] = 2
+    train_once(painted, person)
+    assert corrections_given == [[None], [20], [40]]
+
+
+def test_strokes_of_another_layer_correct_nothing(painted, person, corrections_given):
+    bench, key = painted.annotate.bench, painted.session.image.key
+    train_once(painted, person)
+    bench.annotating.replace(key, bench.annotating.snapshot(key))
+    train_once(painted, person)
+    assert corrections_given == [[None], [None]]
+
+
+def test_corrections_stay_what_they_are_when_a_class_is_removed(painted, person, corrections_given):
+    bench, key = painted.annotate.bench, painted.session.image.key
+    train_once(painted, person)
+    bench.annotating.layer_of(key).data[110:112, 40:50] = 1
+    bench.annotating.remove_class(2)
+    painted.session.choose_base("tiny")
+    train_once(painted, person)
+    assert corrections_given == [[None], [20]]
+
+
+def test_an_answer_that_was_never_chosen_is_not_corrected(painted, person, corrections_given, monkeypatch):
+    listening = training.train
+
+    def worse(*args, **kwargs):
+        result = yield from listening(*args, **kwargs)
+        return replace(result, improved=False)
+
+    monkeypatch.setattr(training, "train", worse)
+    for _ in range(2):
+        train_once(painted, person)
+    assert corrections_given == [[None], [None]]

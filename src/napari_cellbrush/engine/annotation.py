@@ -7,8 +7,9 @@ Label arrays hold 0 for unlabelled and k + 1 for class number k. A stroke is a s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,10 @@ GAP_PX = 8
 _BLOCKS_PX = (128, 64)
 #: Separate strokes of each class that training keeps.
 _STROKES_TO_TRAIN_ON = 2
+#: So many corrections weigh as much as one stroke that was painted before any answer was seen. Whoever corrects looks
+#: for errors: their share of the strokes says nothing of how frequent they are, and learnt as if it did, they undo what
+#: was right. TODO_FIGURES
+CORRECTIONS_PER_STROKE = 4
 #: Long strokes are visited piece by piece, each about as large as what one training patch learns from.
 _PIECE_PX = 64
 #: Random choices of held-out strokes that are compared; fewer where there are many strokes and all are alike.
@@ -55,6 +60,17 @@ class LabelledPlane:
     index: tuple[int, ...]
     #: YX uint8; 0 unlabelled, k + 1 for class number k.
     labels: NDArray[np.uint8]
+    #: YX; which labelled pixels correct an answer that was seen. None where none do.
+    corrections: NDArray[np.bool_] | None = None
+
+    @property
+    def weights(self) -> NDArray[np.uint8]:
+        """YX: what each labelled pixel counts, see :data:`CORRECTIONS_PER_STROKE`; 0 where nothing is labelled."""
+        each = np.uint8(CORRECTIONS_PER_STROKE)
+        counts: NDArray[np.uint8] = np.where(self.labels > 0, each, np.uint8(0))
+        if self.corrections is not None:
+            counts[(self.labels > 0) & self.corrections] = 1
+        return counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +99,23 @@ class Annotation:
     def n_pixels(self) -> int:
         """Labelled pixels of all classes."""
         return sum(self.pixels_per_class)
+
+    @cached_property
+    def n_corrections(self) -> int:
+        """Labelled pixels that correct an answer."""
+        return sum(int(np.count_nonzero(plane.corrections & (plane.labels > 0)))
+                   for plane in self.planes if plane.corrections is not None)
+
+    @property
+    def unseen(self) -> Annotation:
+        """What was painted before an answer was seen, on the same planes; all, where that is of less than two classes.
+        """
+        if not self.n_corrections:
+            return self
+        first = replace(self, planes=tuple(
+            replace(plane, labels=np.where(plane.corrections, np.uint8(0), plane.labels))
+            if plane.corrections is not None else plane for plane in self.planes))
+        return first if len(first.painted_classes) > 1 else self
 
     @cached_property
     def n_strokes(self) -> int:
@@ -117,8 +150,8 @@ class Split:
     reason: str
 
 
-def collect_annotation(images: Sequence[Planes], labels: Sequence[Any],
-                       classes: Sequence[ClassDefinition]) -> Annotation:
+def collect_annotation(images: Sequence[Planes], labels: Sequence[Any], classes: Sequence[ClassDefinition],
+                       corrections: Sequence[Any] | None = None) -> Annotation:
     """Check labels against their images and keep the planes that have any.
 
     Parameters
@@ -130,17 +163,22 @@ def collect_annotation(images: Sequence[Planes], labels: Sequence[Any],
         Booleans, integers, and floats that are whole numbers are taken.
     classes
         What the values 1… mean.
+    corrections
+        One boolean array-like per image, of the same shape as its labels, or None for an image without any: which
+        labelled pixels were painted where an answer was seen to be wrong.
 
     Raises
     ------
     AnnotationError
         If shapes differ, a value is no class, or fewer than two classes are painted.
     """
-    if len(images) != len(labels):
-        raise AnnotationError(f"Got {len(images)} image(s) and {len(labels)} set(s) of labels",
-                              "Give one set of labels per image, in the same order")
-    planes = [plane for number, (image, given) in enumerate(zip(images, labels, strict=True))
-              for plane in labelled_planes(number, image, given, len(classes))]
+    for given, what in ((labels, "labels"), (corrections or labels, "corrections")):
+        if len(images) != len(given):
+            raise AnnotationError(f"Got {len(images)} image(s) and {len(given)} set(s) of {what}",
+                                  f"Give one set of {what} per image, in the same order")
+    planes = [plane for number, (image, given, wrong) in enumerate(
+                  zip(images, labels, corrections or (None,) * len(images), strict=True))
+              for plane in labelled_planes(number, image, given, len(classes), wrong)]
     annotation = Annotation(tuple(planes), len(classes), tuple(definition.name for definition in classes))
     painted = sorted(annotation.painted_classes)
     if not painted:
@@ -158,7 +196,10 @@ def rescaled(annotation: Annotation, scales: Sequence[float]) -> Annotation:
     """
     if all(scale == 1 for scale in scales):
         return annotation
-    return _with_labels(annotation, [_rescaled(plane.labels, scales[plane.image]) for plane in annotation.planes])
+    planes = [replace(plane, labels=_rescaled(plane.labels, scale), corrections=None if plane.corrections is None
+                      else _rescaled((plane.corrections & (plane.labels > 0)).astype(np.uint8), scale) > 0)
+              for plane in annotation.planes for scale in (scales[plane.image],)]
+    return replace(annotation, planes=tuple(planes))
 
 
 def _rescaled(labels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
@@ -181,7 +222,8 @@ def _rescaled(labels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     return smaller.reshape(height, width)
 
 
-def labelled_planes(number: int, image: Planes, labels: Any, n_classes: int) -> Iterator[LabelledPlane]:
+def labelled_planes(number: int, image: Planes, labels: Any, n_classes: int,
+                    corrections: Any = None) -> Iterator[LabelledPlane]:
     """The planes of image ``number`` that have any labels, checked against the image.
 
     Raises
@@ -189,11 +231,13 @@ def labelled_planes(number: int, image: Planes, labels: Any, n_classes: int) -> 
     AnnotationError
         If shapes differ or a value is no class.
     """
-    array = labels if hasattr(labels, "shape") else np.asarray(labels)
-    if tuple(array.shape) != tuple(image.spatial_shape):
-        raise AnnotationError(
-            f"The labels of '{image.name}' have the shape {tuple(array.shape)}, the image needs "
-            f"{tuple(image.spatial_shape)}", "Make the labels as large as the image, without an axis for channels")
+    array, wrong = (given if given is None or hasattr(given, "shape") else np.asarray(given)
+                    for given in (labels, corrections))
+    for given, what in ((array, "labels"), (wrong, "corrections")):
+        if given is not None and tuple(given.shape) != tuple(image.spatial_shape):
+            raise AnnotationError(
+                f"The {what} of '{image.name}' have the shape {tuple(given.shape)}, the image needs "
+                f"{tuple(image.spatial_shape)}", f"Make the {what} as large as the image, without an axis for channels")
     for index in image.indices():
         window: Any = (*index, slice(None), slice(None))
         plane = whole_numbers(np.asarray(array[window]), f"the labels of '{image.name}'")
@@ -203,7 +247,8 @@ def labelled_planes(number: int, image: Planes, labels: Any, n_classes: int) -> 
                 f"The labels of '{image.name}' hold the value {low if low < 0 else high}, but there are only "
                 f"{n_classes} classes", f"Use 0 for unlabelled and 1 to {n_classes} for the classes")
         if high:
-            yield LabelledPlane(number, index, plane.astype(np.uint8))
+            yield LabelledPlane(number, index, plane.astype(np.uint8),
+                                None if wrong is None else np.asarray(wrong[window]).astype(bool))
 
 
 def whole_numbers(values: NDArray[Any], what: str) -> NDArray[Any]:
@@ -469,6 +514,9 @@ def hold_out(annotation: Annotation, fraction: float, seed: int) -> Split:
     together. Labels longer than a block are cut along a grid of blocks, and pixels held out are left out of both
     parts within :data:`GAP_PX` of a training pixel, so dense labels can be held out too.
 
+    Corrections are held out only where the other strokes are too few: a score on errors says little of all the rest,
+    and cannot be compared with one from before them.
+
     Parameters
     ----------
     annotation
@@ -486,8 +534,8 @@ def hold_out(annotation: Annotation, fraction: float, seed: int) -> Split:
     """
     if fraction <= 0:
         return Split(annotation, None, "The settings hold no strokes out, so there is no score.")
-    for block in _BLOCKS_PX:
-        groups = _Groups(annotation, block)
+    for strokes, block in product(dict.fromkeys((annotation.unseen, annotation)), _BLOCKS_PX):
+        groups = _Groups(strokes, block)
         for held in _choices(groups, fraction, seed):
             split = _divided(annotation, groups, held)
             if split.validation and _all_painted(annotation, split.train, split.validation):
@@ -742,13 +790,15 @@ def _divided(annotation: Annotation, groups: _Groups, held: NDArray[np.bool_]) -
 
 
 def _with_labels(annotation: Annotation, labels: list[NDArray[np.uint8]]) -> Annotation:
-    planes = [LabelledPlane(plane.image, plane.index, values.astype(np.uint8, copy=False))
+    planes = [replace(plane, labels=values.astype(np.uint8, copy=False))
               for plane, values in zip(annotation.planes, labels, strict=True) if values.any()]
     return Annotation(tuple(planes), annotation.n_classes, annotation.class_names)
 
 
 class StrokeSampler:
     """Says where to train next: classes in turn, and each stroke of a class before any is visited again.
+
+    Where some strokes are corrections, the others are visited :data:`CORRECTIONS_PER_STROKE` times as often.
 
     Parameters
     ----------
@@ -762,6 +812,7 @@ class StrokeSampler:
         self._random = np.random.default_rng(seed)
         self._width = [plane.labels.shape[1] for plane in annotation.planes]
         self._strokes = [strokes for strokes in _strokes_per_class(annotation) if strokes]
+        self._visits = [_visits(annotation, strokes) for strokes in self._strokes]
         self._round: list[list[int]] = [[] for _ in self._strokes]
         self._turn = 0
 
@@ -794,10 +845,17 @@ class StrokeSampler:
         turn = self._turn % len(self._strokes)
         self._turn += 1
         if not self._round[turn]:
-            self._round[turn] = self._random.permutation(len(self._strokes[turn])).tolist()
+            self._round[turn] = self._random.permutation(self._visits[turn]).tolist()
         plane, pixels = self._strokes[turn][self._round[turn].pop()]
         row, column = divmod(int(pixels[self._random.integers(len(pixels))]), self._width[plane])
         return plane, row, column
+
+
+def _visits(annotation: Annotation, strokes: Sequence[tuple[int, NDArray[np.intp]]]) -> NDArray[np.intp]:
+    """Numbers of one class's strokes, each as often as it is visited in a round: once, if all weigh the same."""
+    weights = [plane.weights.ravel() for plane in annotation.planes] if annotation.n_corrections else None
+    each = [round(float(weights[plane][pixels].mean())) if weights else 1 for plane, pixels in strokes]
+    return np.repeat(np.arange(len(strokes)), np.array(each, np.intp) // min(each))
 
 
 def _strokes_per_class(annotation: Annotation) -> list[list[tuple[int, NDArray[np.intp]]]]:

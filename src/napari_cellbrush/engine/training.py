@@ -111,6 +111,7 @@ def train(
     stop: StopToken | None = None,
     name: str = "",
     state_file: Path | None = None,
+    corrections: Sequence[Any] | None = None,
 ) -> Generator[TrainingEvent, None, TrainingResult]:
     """Fine-tune a copy of ``base`` on all labelled pixels; the base itself never changes.
 
@@ -138,6 +139,10 @@ def train(
         written from the same base, images, strokes, classes and settings, the run goes on from it: on a CPU, all
         weights are those of a run that was never interrupted, as long as the time limit does not end it. Only the
         time limit may differ. The file is never removed here: do so once the result is safe.
+    corrections
+        One boolean array-like per image, of the same shape as its labels, or None for an image without any: which
+        labelled pixels were painted where an answer was seen to be wrong. They show what is rare, and count less
+        (:data:`.annotation.CORRECTIONS_PER_STROKE`); how far the base is right, the others say.
 
     Yields
     ------
@@ -158,7 +163,8 @@ def train(
     """
     device = device or choose_device()
     try:
-        return (yield from _train(base, images, labels, config, classes or base.card.classes, device,
+        annotation = collect_annotation(images, labels, classes or base.card.classes, corrections)
+        return (yield from _train(base, images, annotation, config, classes or base.card.classes, device,
                                   stop or StopToken(), name, state_file))
     except (RuntimeError, MemoryError) as error:
         # A step splits its batch and goes on; this is memory for the network itself, the patches or the score.
@@ -171,7 +177,7 @@ def train(
 def _train(
     base: Model,
     images: Sequence[Planes],
-    labels: Sequence[Any],
+    annotation: Annotation,
     config: TrainingConfig,
     classes: tuple[ClassDefinition, ...],
     device: Device,
@@ -180,7 +186,6 @@ def _train(
     state_file: Path | None,
 ) -> Generator[TrainingEvent, None, TrainingResult]:
     began = time.perf_counter()
-    annotation = collect_annotation(images, labels, classes)
     split = hold_out(annotation, config.held_out_fraction, config.seed)
     start = with_dropout(with_classes(base.for_channels(n_channels(images)), classes, config.seed), config.dropout)
     origin = _origin(base, images, annotation, classes, config, device) if state_file else {}
@@ -210,8 +215,9 @@ def _train(
         learner.fit_head((patches.next_batch() for _ in range(probe.N_BATCHES)), len(classes),
                          known_classes(base, classes))
     elif base.card.n_steps > 0 and knows_all(base, classes):
-        # Strokes that are learnt from say how far the base can be trusted; held-out ones are for scores alone.
-        trusted = HeldOut(sources, learnt, config, start.network, device) if teacher else None
+        # Strokes that are learnt from say how far the base can be trusted; held-out ones are for scores alone, and
+        # corrections would say it of errors.
+        trusted = HeldOut(sources, learnt.unseen, config, start.network, device) if teacher else None
         yield BaseScoring(sum(strokes.n_tiles for strokes in (held_out, trusted) if strokes))
         scored, agreeing = (strokes.score(learner.averaged, stop) if strokes else None
                             for strokes in (held_out, trusted))
@@ -225,7 +231,7 @@ def _train(
     yield TrainingStarted(
         device.name, learner.precision, config.max_steps, split.train.n_pixels,
         split.validation.n_pixels if split.validation else 0, split.reason, course.base_score,
-        course.diameters_px or (), scales, annotation.n_strokes)
+        course.diameters_px or (), scales, annotation.n_strokes, split.train.n_corrections)
     if kept:
         yield TrainingResumed(course.step, tuple(course.losses), tuple(course.scores))
     if note:
@@ -273,7 +279,8 @@ def _origin(base: Model, images: Sequence[Planes], annotation: Annotation, class
     """Digests of all that decides about a run. Images are told apart by shape and statistics: they may be huge."""
     seen = [f"{image.name}{image.spatial_shape}{image.n_channels}{image.normalisation()}" for image in images]
     strokes = [part for plane in annotation.planes
-               for part in (f"{plane.image}{plane.index}{plane.labels.shape}", plane.labels.tobytes())]
+               for part in (f"{plane.image}{plane.index}{plane.labels.shape}", plane.labels.tobytes(),
+                            plane.weights.tobytes())]
     return {"the base": base.weights_hash, "the images": digest(seen), "the strokes": digest(strokes),
             "the classes": digest(c.model_dump_json() for c in classes),
             "the settings": digest([config.replace(max_minutes=1).model_dump_json()]),

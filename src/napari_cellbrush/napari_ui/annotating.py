@@ -42,6 +42,8 @@ class Annotating(QObject):
         self._run = session.taking_over
         self._job: Job | None = None
         self._counters: dict[str, PixelCounter] = {}
+        #: By the key of the layer: which pixels were painted when the first answer came, one bit each.
+        self._unseen: dict[str, NDArray[np.uint8]] = {}
         session.classes_changed.connect(self._on_classes_changed)
         session.class_chosen.connect(self._on_class_chosen)
         session.brush_changed.connect(self._on_brush_changed)
@@ -141,7 +143,10 @@ class Annotating(QObject):
         for image_key, data in rewritten:
             old = self._book.layer(self._session.annotation_of(image_key))
             name, old.name = old.name, f"{old.name} (before)"
-            self._place(image_key, self._start(self._image(image_key), data, name))
+            unseen = self.unseen(image_key)
+            layer = self._start(self._image(image_key), data, name)
+            self._unseen |= {str(layer.unique_id): unseen} if unseen is not None else {}
+            self._place(image_key, layer)
             self._book.viewer.layers.remove(old)
 
     def snapshot(self, image_key: str) -> NDArray[np.uint8]:
@@ -152,6 +157,19 @@ class Annotating(QObject):
                 shape = layers.labels_shape(image.axes, image.shape)
                 return layers.in_engine_order(np.zeros(shape, np.uint8), layers.labels_axes(image.axes))
             return np.array(self._strokes(layer))
+
+    def unseen(self, image_key: str) -> NDArray[np.uint8] | None:
+        """Which pixels of an image were painted before anybody saw an answer to them; None while nobody has."""
+        return self._unseen.get(self._session.annotation_of(image_key) or "")
+
+    def note_answered(self, image_key: str, strokes: NDArray[np.uint8]) -> None:
+        """Say that an answer to an image's strokes is there: what is painted from now on corrects it.
+
+        Only the first answer counts. ``strokes``, stack axes + YX, are those it was learnt from.
+        """
+        layer = self.layer_of(image_key)
+        if layer is not None and self._strokes(layer).shape == strokes.shape and strokes.any():
+            self._unseen.setdefault(str(layer.unique_id), np.packbits(strokes > 0))
 
     def close(self) -> None:
         """Stop counting."""
@@ -297,12 +315,14 @@ class Annotating(QObject):
             return
         if layer.data.shape == layers.labels_shape(image.axes, image.shape):
             layers.note_on(layer, axes=layers.labels_axes(image.axes))
+            self._unseen.pop(str(layer.unique_id), None)
             self._counters[str(layer.unique_id)].count_all_soon()
         else:
             self._on_layer_removed(str(layer.unique_id))
             self._session.forget_annotation(image_key)
 
     def _on_layer_removed(self, key: str) -> None:
+        self._unseen.pop(key, None)
         counter = self._counters.pop(key, None)
         if counter is not None:
             counter.close()
