@@ -253,7 +253,7 @@ def written(path: Path, **changes: Any) -> Path:
     ({"labels": {"chunks": {"99,0": "0" * 64}}}, "outside"),
     ({"labels": {"chunks": {"0,0,0": "0" * 64}}}, "outside"),
     ({"labels": {"dtype": "object"}}, "damaged"),
-    ({"format": 2}, "Update napari-cellbrush"),
+    ({"format": 3}, "Update napari-cellbrush"),
     ({"format": "1; import os"}, "damaged"),
     ({"classes": []}, "damaged"),
     ({"image": None}, "damaged"),

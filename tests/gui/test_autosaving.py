@@ -166,6 +166,25 @@ def test_saved_strokes_are_offered_and_restored(viewer, painted, image, person):
     assert not dock.recovery.isVisibleTo(dock)
 
 
+def test_what_corrects_an_answer_is_known_after_a_restart(viewer, painted, image, person):
+    save(painted.bench, person)
+    annotating, key = painted.bench.annotating, painted.session.image.key
+    before = painted.layer.data > 0
+    annotating.note_answered(key, painted.layer.data.copy())
+    save(painted.bench, person)
+    stroke(painted.layer, 90, 2)
+    annotating.note_answered(key, painted.layer.data.copy())  # the second answer makes no stroke an earlier one
+    save(painted.bench, person)
+    reopen(viewer, painted.bench, image, person)
+    person.click(painted.dock.recovery.restore)
+    person.wait(lambda: painted.session.annotations)
+    restored = painted.session.image.key
+    assert np.array_equal(annotating.unseen_in(painted.session.annotation_of(restored)), before)
+    stroke(annotating.layer_of(restored), 60, 1)
+    save(painted.bench, person)
+    assert all("unseen" in session.card.labels for session in list_sessions()[0])
+
+
 def test_discarded_strokes_are_not_offered_again_but_stay_on_the_disk(viewer, painted, image, person):
     save(painted.bench, person)
     reopen(viewer, painted.bench, image, person)

@@ -34,7 +34,8 @@ from napari_cellbrush.config import ClassDefinition, Settings
 from napari_cellbrush.engine.atomic import written_whole
 from napari_cellbrush.errors import SessionFileError
 
-FORMAT = 1
+#: 2: it may say what was painted before an answer was seen.
+FORMAT = 2
 CARD_NAME = "session.json"
 CHUNKS_NAME = "chunks"
 #: Side of a square; its bytes are copied, hashed and compressed in a few milliseconds.
@@ -48,7 +49,8 @@ _COMPRESSION = 1
 
 Box = tuple[slice, ...]
 LabelType = Literal["uint8", "uint16", "uint32"]
-LabelsName = Literal["strokes", "objects"]
+#: "unseen" is where strokes were painted before an answer was seen, 1 there.
+LabelsName = Literal["strokes", "objects", "unseen"]
 _PLACE = re.compile(r"\d{1,10}(,\d{1,10}){1,7}")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Labels
 from numpy.typing import NDArray
-from qtpy.QtCore import QObject, QTimer
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_cellbrush.config import LabelKind
 from napari_cellbrush.errors import AnnotationError, CellbrushError
@@ -33,6 +33,9 @@ COUNT_CHUNK_PX = 8_000_000
 class Annotating(QObject):
     """The annotation layers of one viewer."""
 
+    #: Of some layer; see :meth:`unseen_in`.
+    unseen_changed = Signal()
+
     def __init__(self, bench: Workbench) -> None:
         super().__init__(bench)
         self._bench = bench
@@ -42,8 +45,8 @@ class Annotating(QObject):
         self._run = session.taking_over
         self._job: Job | None = None
         self._counters: dict[str, PixelCounter] = {}
-        #: By the key of the layer: which pixels were painted when the first answer came, one bit each.
-        self._unseen: dict[str, NDArray[np.uint8]] = {}
+        #: By the key of the layer: where something was painted when the first answer came, stack axes + YX.
+        self._unseen: dict[str, NDArray[np.bool_]] = {}
         session.classes_changed.connect(self._on_classes_changed)
         session.class_chosen.connect(self._on_class_chosen)
         session.brush_changed.connect(self._on_brush_changed)
@@ -143,10 +146,10 @@ class Annotating(QObject):
         for image_key, data in rewritten:
             old = self._book.layer(self._session.annotation_of(image_key))
             name, old.name = old.name, f"{old.name} (before)"
-            unseen = self.unseen(image_key)
-            layer = self._start(self._image(image_key), data, name)
-            self._unseen |= {str(layer.unique_id): unseen} if unseen is not None else {}
-            self._place(image_key, layer)
+            unseen = self.unseen_in(str(old.unique_id))
+            self._place(image_key, self._start(self._image(image_key), data, name))
+            if unseen is not None:
+                self.note_answered(image_key, unseen)
             self._book.viewer.layers.remove(old)
 
     def snapshot(self, image_key: str) -> NDArray[np.uint8]:
@@ -158,18 +161,27 @@ class Annotating(QObject):
                 return layers.in_engine_order(np.zeros(shape, np.uint8), layers.labels_axes(image.axes))
             return np.array(self._strokes(layer))
 
-    def unseen(self, image_key: str) -> NDArray[np.uint8] | None:
-        """Which pixels of an image were painted before anybody saw an answer to them; None while nobody has."""
-        return self._unseen.get(self._session.annotation_of(image_key) or "")
+    def unseen_in(self, key: str) -> NDArray[np.bool_] | None:
+        """Where a layer was painted before an answer to it was seen, stack axes + YX; None while nobody has."""
+        return self._unseen.get(key)
 
-    def note_answered(self, image_key: str, strokes: NDArray[np.uint8]) -> None:
+    def note_answered(self, image_key: str, strokes: NDArray[np.generic]) -> None:
         """Say that an answer to an image's strokes is there: what is painted from now on corrects it.
 
-        Only the first answer counts. ``strokes``, stack axes + YX, are those it was learnt from.
+        Only the first answer counts. ``strokes``, stack axes + YX, are those it was learnt from, 0 where there are
+        none.
         """
         layer = self.layer_of(image_key)
-        if layer is not None and self._strokes(layer).shape == strokes.shape and strokes.any():
-            self._unseen.setdefault(str(layer.unique_id), np.packbits(strokes > 0))
+        key = str(layer.unique_id) if layer is not None else ""
+        if layer is None or key in self._unseen or self._strokes(layer).shape != strokes.shape:
+            return
+        # Planes without strokes take no memory.
+        unseen = np.zeros(strokes.shape, bool)
+        for index in np.ndindex(strokes.shape[:-2]):
+            if strokes[index].any():
+                unseen[index] = strokes[index] != 0
+        self._unseen[key] = unseen
+        self.unseen_changed.emit()
 
     def close(self) -> None:
         """Stop counting."""
@@ -316,6 +328,7 @@ class Annotating(QObject):
         if layer.data.shape == layers.labels_shape(image.axes, image.shape):
             layers.note_on(layer, axes=layers.labels_axes(image.axes))
             self._unseen.pop(str(layer.unique_id), None)
+            self.unseen_changed.emit()
             self._counters[str(layer.unique_id)].count_all_soon()
         else:
             self._on_layer_removed(str(layer.unique_id))

@@ -78,6 +78,7 @@ class Autosaving(QObject):
         self._timer.timeout.connect(self.save)
         self._session.annotations_changed.connect(self._watch_layers)
         self._session.accepted_changed.connect(self._watch_layers)
+        bench.annotating.unseen_changed.connect(self._watch_layers)
         self._session.images_changed.connect(self._look_for_saved)
         self._session.image_chosen.connect(self._look_for_saved)
         application = QApplication.instance()
@@ -146,7 +147,7 @@ class Autosaving(QObject):
             if key not in self._watches and layer is not None:
                 self._watches[key] = LayerWatch(layer, self._keeper(image, kind), self._bench.book.viewer)
         for key, watch in self._watches.items():
-            watch.accepted = self._session.accepted_in(key)
+            watch.accepted, watch.unseen = self._session.accepted_in(key), self._bench.annotating.unseen_in(key)
         if self._watches and not self._timer.isActive():
             self._timer.start(1000 * autosave_settings().interval_s)
         elif not self._watches:
@@ -168,7 +169,7 @@ class Autosaving(QObject):
     def _save(self, watches: Sequence[LayerWatch]) -> None:
         changed = []
         for watch in watches:
-            work = Work.of(self._session, watch.accepted)
+            work = Work.of(self._session, watch.accepted, watch.unseen)
             painted = watch.take(work)
             if painted is not None:
                 changed.append((watch, painted, work))
@@ -226,6 +227,8 @@ class Autosaving(QObject):
                 self._check_classes(restored.card, image_key)
                 restored.work.onto(self._session)
                 self._bench.annotating.replace(image_key, restored.labels)
+                if restored.unseen is not None:
+                    self._bench.annotating.note_answered(image_key, restored.unseen)
         except CellbrushError as error:
             self._on_restoring_failed(error)
             return
@@ -270,8 +273,9 @@ class LayerWatch:
 
     def __init__(self, layer: Labels, keeper: Keeper, viewer: Any) -> None:
         self.keeper = keeper
-        #: Of a layer of objects; kept here, because a layer that is removed forgets it.
+        #: Of a layer of objects, and of one of strokes; kept here, because a layer that is removed forgets it.
         self.accepted = Accepted()
+        self.unseen: NDArray[np.bool_] | None = None
         self._layer = layer
         self._dims = viewer.dims
         self._step = self._dims.current_step
@@ -284,7 +288,7 @@ class LayerWatch:
         """What must be saved now; None if nothing has changed since the last time."""
         boxes, self._boxes = self._boxes, []
         before, self._work = self._work, work
-        if boxes == [] and before == work:
+        if boxes == [] and before == work and before.unseen is work.unseen:
             return None
         axes = layers.mask_axes(self._layer)
         ordered = None if boxes is None else tuple(layers.box_in_engine_order(box, axes) for box in boxes)
@@ -326,12 +330,14 @@ class Work:
     model: str
     brush_px: int
     accepted: Accepted
+    #: What was painted before an answer was seen; None while nobody has.
+    unseen: NDArray[np.bool_] | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, session: Session, accepted: Accepted) -> Work:
+    def of(cls, session: Session, accepted: Accepted, unseen: NDArray[np.bool_] | None) -> Work:
         """As it is now."""
         return cls(session.classes, session.training_config, session.inference_config, session.base, session.model,
-                   session.brush_px, accepted)
+                   session.brush_px, accepted, unseen)
 
     @classmethod
     def from_card(cls, card: SessionCard) -> tuple[Work, tuple[str, ...]]:
@@ -375,6 +381,7 @@ class Keeper:
     kind: LabelsName = "strokes"
     _identity: ImageIdentity | None = None
     _writer: SessionWriter | None = None
+    _saved_unseen: NDArray[np.bool_] | None = None
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -396,7 +403,12 @@ class Keeper:
                 if not painted.values.any():
                     return None
                 self._writer = SessionWriter(new_session(self.identity()))
-            card = self._writer.save(work.card(self.identity()), {self.kind: painted})
+            labels: dict[LabelsName, Painted] = {self.kind: painted}
+            if work.unseen is not None:
+                is_saved = work.unseen is self._saved_unseen
+                labels["unseen"] = Painted(work.unseen.view(np.uint8), () if is_saved else None)
+            card = self._writer.save(work.card(self.identity()), labels)
+            self._saved_unseen = work.unseen
             if first:
                 tidy(self.identity())
             return card
@@ -449,6 +461,8 @@ class Restored:
     kind: LabelsName
     #: Stack axes + YX.
     labels: NDArray[Any]
+    #: The same; what of it was painted before an answer was seen, if one was.
+    unseen: NDArray[np.bool_] | None
     #: What the image's axes were said to mean; empty where that has not changed.
     axes: str
     problems: tuple[str, ...]
@@ -468,7 +482,8 @@ def read_session(session: SavedSession, image_shape: tuple[int, ...], image_axes
         raise SessionFileError(f"The saved strokes hold the value {highest}, but there are {len(card.classes)} classes",
                                "Choose an older session: cellbrush sessions")
     work, problems = Work.from_card(card)
-    return Restored(card, work, session.kind, labels, axes if axes != image_axes else "", problems)
+    unseen = read_labels(session.path, card, "unseen", shape=shape) > 0 if "unseen" in card.labels else None
+    return Restored(card, work, session.kind, labels, unseen, axes if axes != image_axes else "", problems)
 
 
 def in_words(when: datetime) -> str:

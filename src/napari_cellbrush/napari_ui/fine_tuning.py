@@ -114,7 +114,7 @@ class FineTuning(QObject):
             device_name=session.options.device_name,
             name=name,
             resumes=resumes,
-            unseen=tuple(bench.annotating.unseen(image.key) for image in images),
+            unseen=tuple(bench.annotating.unseen_in(session.annotation_of(image.key) or "") for image in images),
         )
 
     def _launch(self, job: Job) -> None:

@@ -198,27 +198,19 @@ class TrainingTask:
     resumes: bool = False
     #: Per image, objects that teach where no stroke says otherwise.
     checked: tuple[tuple[CheckedObjects, ...], ...] = ()
-    #: Per image, what was painted before an answer was seen; see :func:`corrections_of`.
-    unseen: tuple[NDArray[np.uint8] | None, ...] = ()
+    #: Per image, where something was painted before an answer was seen; None where nobody has seen one.
+    unseen: tuple[NDArray[np.bool_] | None, ...] = ()
 
     def corrections(self) -> tuple[NDArray[np.bool_] | None, ...]:
         """Per image, which of the labels correct an answer."""
-        return tuple(map(corrections_of, self.labels, self.unseen or (None,) * len(self.labels)))
+        return tuple(None if before is None else (strokes > 0) & ~before
+                     for strokes, before in zip(self.labels, self.unseen or (None,) * len(self.labels), strict=True))
 
     def taught(self) -> tuple[NDArray[np.uint8], ...]:
         """Strokes and what checked objects teach, per image, like :attr:`labels`."""
         checked = self.checked or ((),) * len(self.labels)
         return tuple(taught(strokes, objects, self.classes)
                      for strokes, objects in zip(self.labels, checked, strict=True))
-
-
-def corrections_of(strokes: NDArray[np.uint8], unseen: NDArray[np.uint8] | None) -> NDArray[np.bool_] | None:
-    """Pixels painted after those that ``unseen`` names, one bit a pixel (:func:`numpy.packbits`); None without it."""
-    if unseen is None:
-        return None
-    before = np.unpackbits(unseen, count=strokes.size).reshape(strokes.shape)
-    corrections: NDArray[np.bool_] = (strokes > 0) & (before == 0)
-    return corrections
 
 
 def taught(strokes: NDArray[np.uint8], checked: tuple[CheckedObjects, ...],
