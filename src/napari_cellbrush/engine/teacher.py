@@ -140,7 +140,7 @@ class Teacher:
         return self._weight * far
 
 
-def agreement(confusion: NDArray[np.int64], classes: Sequence[ClassDefinition]) -> float:
+def agreement(confusion: NDArray[np.floating | np.integer], classes: Sequence[ClassDefinition]) -> float:
     """Whether a base and strokes mean the same by the classes.
 
     Strokes on boundaries have no say: they are lines as thin as a hand is steady, and who misses them by a pixel means
@@ -149,7 +149,7 @@ def agreement(confusion: NDArray[np.int64], classes: Sequence[ClassDefinition]) 
     Parameters
     ----------
     confusion
-        K × K: pixels of strokes by painted and said class.
+        K × K: pixels of strokes by painted and said class, errors counting as in :func:`.held_out.without_doubtful`.
     classes
         What the K classes mean.
 
