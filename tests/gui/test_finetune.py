@@ -541,6 +541,7 @@ def test_what_is_painted_after_the_first_answer_corrects_it(painted, person, cor
     train_once(painted, person)
     layer.data[115:117, 40:50] = 2
     train_once(painted, person)
+    assert painted.session.training_events[0].n_corrections == 40
     assert corrections_given == [[None], [20], [40]]
 
 
