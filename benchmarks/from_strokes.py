@@ -5,7 +5,8 @@
 
 A simulated annotator paints N strokes per class on one or two images; with ``--rounds`` it then looks at the
 plugin's answer and paints as many again on its largest errors, and everybody learns anew from all strokes; the plugin
-is told which are corrections, unless ``--unaware``. Mean
+is told which are corrections, unless ``--unaware``. With ``--segmented-first`` the first strokes, too, lie on the
+largest errors: of the bundled model, by which a person may have segmented before painting anything. Mean
 intersection over union of the classes is measured on other images, with the spread over seeds; where the truth has
 objects, their average precision at 0.5 over all images as well, of objects made in the same way from the probabilities
 that each arm gives. No arm ever saw any of these images. The arms:
@@ -157,7 +158,7 @@ def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argpar
     """Number of the round, labelled share, and each arm's figures."""
     random = np.random.default_rng(seed)
     share = -(-n_strokes // len(task.painted))
-    labels = [paint(truth, share, random) for truth in task.painted_truth]
+    labels = first_strokes(base, task, share, random, arguments)
     done: list[tuple[int, float, dict[str, Figures]]] = []
     unseen, tuned = labels, base
     for n_round in range(1, arguments.rounds + 1):
@@ -176,6 +177,15 @@ def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argpar
             labels = [correct(part, truth, segment_array(tuned, image), share, random)
                       for part, truth, image in zip(labels, task.painted_truth, task.painted, strict=True)]
     return done
+
+
+def first_strokes(base: Model, task: Task, share: int, random: np.random.Generator,
+                  arguments: argparse.Namespace) -> list[NDArray[np.uint8]]:
+    """So many strokes per class on each painted image."""
+    if not arguments.segmented_first:
+        return [paint(truth, share, random) for truth in task.painted_truth]
+    return [correct(np.zeros_like(truth), truth, segment_array(base, image), share, random)
+            for truth, image in zip(task.painted_truth, task.painted, strict=True)]
 
 
 def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]],
@@ -252,7 +262,7 @@ def _ablated(base: Model, task: Task, variant: str, n_strokes: int, seed: int, a
     change = ABLATION[variant]
     random = np.random.default_rng(seed)
     share = -(-n_strokes // len(task.painted))
-    labels = [paint(truth, share, random) for truth in task.painted_truth]
+    labels = first_strokes(base, task, share, random, arguments)
     config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps)
     nested = {"augmentation": {**config.augmentation.model_dump(), **change.get("augmentation", {})}}
     model = tune(base, task, labels, config.replace(**{**change, **nested}))
@@ -300,6 +310,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--continued", action="store_true",
                         help="begin each further round of 'cellbrush' with the model tuned in the one before")
+    parser.add_argument("--segmented-first", action="store_true",
+                        help="paint the first strokes on errors of the untuned model; for classes that it knows")
     parser.add_argument("--unaware", action="store_true", help="learn corrections as if they were any strokes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
