@@ -6,7 +6,8 @@
 A simulated annotator paints N strokes per class on one or two images; with ``--rounds`` it then looks at the
 plugin's answer and paints as many again on its largest errors, and everybody learns anew from all strokes; the plugin
 is told which are corrections, unless ``--unaware``. With ``--segmented-first`` the first strokes, too, lie on the
-largest errors: of the bundled model, by which a person may have segmented before painting anything. Mean
+largest errors: of the bundled model, by which a person may have segmented before painting anything
+(``--right-elsewhere`` says so to the plugin). Mean
 intersection over union of the classes is measured on other images, with the spread over seeds; where the truth has
 objects, their average precision at 0.5 over all images as well, of objects made in the same way from the probabilities
 that each arm gives. No arm ever saw any of these images. The arms:
@@ -184,6 +185,8 @@ def first_strokes(base: Model, task: Task, share: int, random: np.random.Generat
     """So many strokes per class on each painted image."""
     if not arguments.segmented_first:
         return [paint(truth, share, random) for truth in task.painted_truth]
+    if base.card.classes != task.classes:
+        raise SystemExit(f"The untuned model has no answer in the classes of {task.name}: leave out --segmented-first")
     return [correct(np.zeros_like(truth), truth, segment_array(base, image), share, random)
             for truth, image in zip(task.painted_truth, task.painted, strict=True)]
 
@@ -196,7 +199,7 @@ def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]
         forest = RandomForest(seed=seed).fit([_cyx(image) for image in task.painted], labels)
         return _forest_answer(forest, task.classes), None
     config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps,
-                            base_worth_strokes=arguments.base_worth)
+                            base_worth_strokes=arguments.base_worth, right_elsewhere=arguments.right_elsewhere)
     if arm == "untuned":
         model = base if knows_all(base, task.classes) else None
     elif arm == "scratch":
@@ -311,7 +314,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--continued", action="store_true",
                         help="begin each further round of 'cellbrush' with the model tuned in the one before")
     parser.add_argument("--segmented-first", action="store_true",
-                        help="paint the first strokes on errors of the untuned model; for classes that it knows")
+                        help="paint the first strokes on errors of the untuned model, where classes are its own")
+    parser.add_argument("--right-elsewhere", action="store_true", help="the setting of that name")
     parser.add_argument("--unaware", action="store_true", help="learn corrections as if they were any strokes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)

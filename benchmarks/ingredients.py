@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 
 from napari_cellbrush.config import TrainingConfig
-from napari_cellbrush.engine import held_out, learner, training
+from napari_cellbrush.engine import learner, training
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.model import Model
 from napari_cellbrush.engine.teacher import Teacher
@@ -85,17 +85,9 @@ def average_as_teacher() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def errors_in_full() -> Iterator[None]:
-    """What is painted where the base is wrong counts against it, whether it was sure or not."""
-    with patch.object(held_out, "_DOUBT", 0):
-        yield
-
-
 #: Name of a row of the ablation: the context of its training.
 INGREDIENTS: dict[str, Callable[[], Any]] = {
     "smaller rates further from the head": layer_wise_rates,
     "decay towards the base": decay_towards_base,
     "average as teacher": average_as_teacher,
-    "errors of the base in full": errors_in_full,
 }

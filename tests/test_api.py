@@ -154,6 +154,27 @@ def test_fine_tuning_changes_a_copy_and_tells_every_step() -> None:
     assert [e.step for e in events if isinstance(e, TrainingStep)] == [1, 2]
 
 
+def test_corrections_of_one_image_or_of_several_are_told_from_other_strokes() -> None:
+    strokes, later = CLASSES.copy(), np.zeros(CLASSES.shape, bool)
+    strokes[::2] = 0
+    later[60:] = strokes[60:] > 0
+    learning, started = QUICK.replace(held_out_fraction=0), list[int]()
+
+    def on_event(event: Any) -> None:
+        if isinstance(event, TrainingStarted):
+            started.append(event.n_corrections)
+
+    one = napari_cellbrush.fine_tune("scratch", IMAGE, strokes, learning, device="cpu", corrections=later,
+                                     on_event=on_event)
+    napari_cellbrush.fine_tune("scratch", [IMAGE, IMAGE], [strokes, strokes], learning, device="cpu",
+                               corrections=[None, later], on_event=on_event)
+    plain = napari_cellbrush.fine_tune("scratch", IMAGE, strokes, learning, device="cpu")
+    assert started == [np.count_nonzero(later)] * 2
+    assert one.weights_hash != plain.weights_hash
+    with pytest.raises(AnnotationError, match="corrections"):
+        napari_cellbrush.fine_tune("scratch", IMAGE, strokes, learning, device="cpu", corrections=[])
+
+
 def test_instance_masks_teach_background_cell_and_boundary() -> None:
     from_objects = napari_cellbrush.fine_tune("scratch", [IMAGE], [OBJECTS], QUICK, label_kind="objects", device="cpu")
     from_classes = napari_cellbrush.fine_tune("scratch", [IMAGE], [CLASSES], QUICK, device="cpu")

@@ -19,8 +19,8 @@ from skimage.morphology import disk
 
 from napari_cellbrush.config import DEFAULT_CLASSES, classes_from_names
 from napari_cellbrush.engine.annotation import (
-    CORRECTIONS_PER_STROKE,
     GAP_PX,
+    VISITS_PER_CORRECTION,
     Annotation,
     LabelledPlane,
     Split,
@@ -579,9 +579,9 @@ def test_strokes_painted_before_an_answer_are_visited_more_often_than_correction
     corrections = np.zeros(labels.shape, bool)
     corrections[32:] = labels[32:] > 0
     # Of each class, two of either kind.
-    centres = StrokeSampler(corrected(labels, corrections), 0).next_centres(2 * 2 * (CORRECTIONS_PER_STROKE + 1))
+    centres = StrokeSampler(corrected(labels, corrections), 0).next_centres(2 * 2 * (VISITS_PER_CORRECTION + 1))
     visits = Counter((row, column) for _, row, column in centres)
-    assert visits == {(row, column): 1 if row >= 32 else CORRECTIONS_PER_STROKE
+    assert visits == {(row, column): 1 if row >= 32 else VISITS_PER_CORRECTION
                       for row in range(0, 64, 16) for column in (0, 32)}
 
 
@@ -607,10 +607,8 @@ def test_corrections_stay_corrections_at_another_scale(scale: float) -> None:
     labels = np.zeros((64, 64), np.uint8)
     labels[8:16, 8:40], labels[40:48, 8:40] = 1, 2
     plane = rescaled(corrected(labels, labels == 2), [scale]).planes[0]
-    assert plane.weights.shape == plane.labels.shape
-    assert set(np.unique(plane.weights[plane.labels == 1])) == {CORRECTIONS_PER_STROKE}
-    assert set(np.unique(plane.weights[plane.labels == 2])) == {1}
-    assert not plane.weights[plane.labels == 0].any()
+    assert plane.corrections is not None
+    np.testing.assert_array_equal(plane.corrections, plane.labels == 2)
 
 
 def rows_of_strokes(rows: range) -> NDArray[np.uint8]:
@@ -647,6 +645,24 @@ def test_corrections_are_held_out_where_other_strokes_are_too_few_for_a_score() 
     split = hold_out(corrected(first + later, later > 0), 0.2, 0)
     assert split.validation is not None
     assert split.validation.n_corrections > 0
+
+
+@pytest.mark.parametrize("lazily", [np.asarray, lambda mask: da.from_array(mask, chunks=3), zarr.array])
+def test_corrections_may_be_lazy_and_of_some_images_only(lazily: Any) -> None:
+    image, labels = Planes(np.zeros((8, 8), np.float32), "YX"), np.ones((8, 8), np.uint8)
+    labels[4:] = 2
+    annotation = collect_annotation([image, image], [labels, labels], TWO, [None, lazily(labels == 2)])
+    first, second = annotation.planes
+    assert first.corrections is None
+    np.testing.assert_array_equal(second.corrections, labels == 2)
+    # Nothing that is unlabelled corrects anything.
+    nothing = collect_annotation([image, image], [labels, 0 * labels + (labels == 1)], TWO, [None, labels == 2])
+    assert nothing.n_corrections == 0
+
+
+def test_labels_that_are_missing_are_refused_in_words() -> None:
+    with pytest.raises(AnnotationError, match="labels of"):
+        collect_annotation([Planes(np.zeros((8, 8), np.float32), "YX")], [None], TWO)
 
 
 def test_corrections_of_another_shape_are_refused() -> None:

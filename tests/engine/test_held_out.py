@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from napari_cellbrush.config import TrainingConfig, classes_from_names
 from napari_cellbrush.engine.annotation import collect_annotation
 from napari_cellbrush.engine.device import Device
-from napari_cellbrush.engine.held_out import HeldOut, without_doubtful
+from napari_cellbrush.engine.held_out import HeldOut
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.engine.resampling import Resampled
-from napari_cellbrush.engine.teacher import agreement
 from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.events import StopToken
 
@@ -62,35 +61,6 @@ def test_all_strokes_are_looked_at_where_there_are_few() -> None:
     assert strokes.n_tiles == 2
     # Of two strokes of the same length one is right: background 1/2, cell 0.
     assert iou(strokes, who_always_says(0)) == pytest.approx(0.25)
-
-
-def test_an_error_counts_as_far_as_the_network_was_as_sure_as_elsewhere() -> None:
-    confusion = np.array([[80, 20], [10, 90]])
-    usual = 0.9**2
-    certain = without_doubtful(confusion, confusion * 0.9**2, usual)
-    np.testing.assert_allclose(certain, confusion)
-    doubting = without_doubtful(confusion, confusion * 0.3**2, usual)
-    np.testing.assert_allclose(doubting, [[80 + 20 * 8 / 9, 20 / 9], [10 / 9, 90 + 10 * 8 / 9]])
-    # Never more than all of them, and all where a network is sure of nothing.
-    np.testing.assert_allclose(without_doubtful(confusion, confusion * 1.0, usual), confusion)
-    np.testing.assert_allclose(without_doubtful(confusion, confusion * 0.0, 0.0), confusion)
-
-
-@pytest.mark.parametrize(("sureness", "agrees"), [(8.0, False), (0.5, True)])
-def test_a_network_that_doubts_where_it_is_wrong_agrees(monkeypatch: pytest.MonkeyPatch, sureness: float,
-                                                        agrees: bool) -> None:
-    """Background everywhere, and more or less sure of it where a stroke says cell."""
-    labels = np.zeros((600, 600), np.uint8)
-    labels[50:53, 100:120], labels[500:503, 400:420] = 1, 2
-    network = who_always_says(0)
-    strokes = held_out(labels, network)
-    answer = network.forward
-    sure_of = iter([sureness if (tile.labels == 2).any() else 8.0 for tile in strokes._tiles])
-    monkeypatch.setattr(network, "forward", lambda image: answer(image) * next(sure_of))
-    scored = strokes.score(network, StopToken())
-    assert scored is not None
-    assert scored.iou == pytest.approx(0.25)
-    assert (agreement(scored.confusion, TWO) > 0.75) == agrees
 
 
 @pytest.mark.parametrize("depth", [3, 4, 5])

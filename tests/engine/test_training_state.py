@@ -54,11 +54,11 @@ def scene() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 
 
 def start(config: TrainingConfig = CONFIG, state_file: Path | None = None, stop: StopToken | None = None,
-          labels: Any = None, base: Model | None = None) -> Any:
+          labels: Any = None, base: Model | None = None, corrections: Any = None) -> Any:
     image, painted = scene()
     return train(base or scratch_model(TWO, 1, config), [Planes(image, "YX", "cells")],
                  [painted if labels is None else labels], config, classes=TWO, device=CPU, state_file=state_file,
-                 stop=stop, name="mine")
+                 stop=stop, name="mine", corrections=corrections)
 
 
 def run(config: TrainingConfig = CONFIG, state_file: Path | None = None, stop_after: int = 0,
@@ -235,12 +235,15 @@ def test_killed_in_midst_and_continued_is_bit_for_bit_the_uninterrupted_run(
 # --------------------------------------------------------------------------------------------- starting anew
 
 
+@pytest.mark.parametrize("what", ["fewer", "corrections"])
 def test_other_strokes_start_anew_and_that_is_said(
-    tmp_path: Path, uninterrupted: tuple[list[TrainingEvent], TrainingResult]
+    tmp_path: Path, uninterrupted: tuple[list[TrainingEvent], TrainingResult], what: str
 ) -> None:
-    fewer = scene()[1]
+    labels = scene()[1]
+    fewer = labels.copy()
     fewer[8, 10] = 0
-    run(state_file=tmp_path / "state", stop_after=2, labels=fewer)
+    other = {"labels": fewer} if what == "fewer" else {"corrections": [labels == 2]}
+    run(state_file=tmp_path / "state", stop_after=2, **other)
     events, result = run(state_file=tmp_path / "state")
     assert [e.text for e in events if isinstance(e, TrainingNote)] == [
         "Not as they were when this training was interrupted: the strokes. It starts anew."]

@@ -112,7 +112,7 @@ def test_only_what_changed_is_looked_at_after_a_stroke_and_moving_through_a_stac
     viewer = ViewerModel()
     layer = viewer.add_labels(np.zeros((4, 60, 50), np.uint8), metadata={"cellbrush": {"axes": "ZYX"}})
     watch = autosaving.LayerWatch(layer, autosaving.Keeper(layer.data, "ZYX", "stack", ""), viewer)
-    work = autosaving.Work.of(Session(), Accepted())
+    work = autosaving.Work.of(Session(), Accepted(), None)
     assert watch.take(work).boxes is None
     layer.paint((2, 10, 12), 1)
     boxes = watch.take(work).boxes
@@ -170,10 +170,10 @@ def test_what_corrects_an_answer_is_known_after_a_restart(viewer, painted, image
     save(painted.bench, person)
     annotating, key = painted.bench.annotating, painted.session.image.key
     before = painted.layer.data > 0
-    annotating.note_answered(key, painted.layer.data.copy())
+    annotating.note_answered(key)
     save(painted.bench, person)
     stroke(painted.layer, 90, 2)
-    annotating.note_answered(key, painted.layer.data.copy())  # the second answer makes no stroke an earlier one
+    annotating.note_answered(key)  # the second answer makes no stroke an earlier one
     save(painted.bench, person)
     reopen(viewer, painted.bench, image, person)
     person.click(painted.dock.recovery.restore)
@@ -182,7 +182,27 @@ def test_what_corrects_an_answer_is_known_after_a_restart(viewer, painted, image
     assert np.array_equal(annotating.unseen_in(painted.session.annotation_of(restored)), before)
     stroke(annotating.layer_of(restored), 60, 1)
     save(painted.bench, person)
-    assert all("unseen" in session.card.labels for session in list_sessions()[0])
+    assert len(list_sessions()[0]) == 2
+    for session in list_sessions()[0]:
+        kept = read_labels(session.path, session.card, "unseen", shape=before.shape)
+        assert np.array_equal(kept > 0, before)
+
+
+def test_strokes_are_restored_where_only_what_was_painted_before_an_answer_is_damaged(viewer, painted, image, person):
+    painted.bench.annotating.note_answered(painted.session.image.key)
+    stroke(painted.layer, 90, 2)
+    save(painted.bench, person)
+    strokes = painted.layer.data.copy()
+    session = list_sessions()[0][0]
+    for name in session.card.labels["unseen"].chunks.values():
+        (session.path / session_folder.CHUNKS_NAME / name).write_bytes(b"broken")
+    reopen(viewer, painted.bench, image, person)
+    painted.bench.autosaving.restore(painted.session.image.key)
+    person.wait(lambda: painted.session.annotations)
+    layer = painted.bench.annotating.layer_of(painted.session.image.key)
+    assert np.array_equal(layer.data, strokes)
+    assert painted.bench.annotating.unseen_in(str(layer.unique_id)) is None
+    assert "All strokes count the same" in painted.dock.saved.text()
 
 
 def test_discarded_strokes_are_not_offered_again_but_stay_on_the_disk(viewer, painted, image, person):

@@ -545,6 +545,15 @@ def test_what_is_painted_after_the_first_answer_corrects_it(painted, person, cor
     assert corrections_given == [[None], [20], [40]]
 
 
+def test_what_is_painted_while_the_model_learns_corrects_nothing(painted, person, corrections_given):
+    layer = painted.annotate.bench.annotating.layer_of(painted.session.image.key)
+    person.click(painted.finetune.run.button)
+    layer.data[110:112, 40:50] = 1
+    assert finished(painted, person).kind == "success"
+    train_once(painted, person)
+    assert corrections_given == [[None], [0]]
+
+
 def test_strokes_of_another_layer_correct_nothing(painted, person, corrections_given):
     bench, key = painted.annotate.bench, painted.session.image.key
     train_once(painted, person)

@@ -30,10 +30,11 @@ GAP_PX = 8
 _BLOCKS_PX = (128, 64)
 #: Separate strokes of each class that training keeps.
 _STROKES_TO_TRAIN_ON = 2
-#: So many corrections weigh as much as one stroke that was painted before any answer was seen. Whoever corrects looks
-#: for errors: their share of the strokes says nothing of how frequent they are, and learnt as if it did, they undo what
-#: was right. TODO_FIGURES
-CORRECTIONS_PER_STROKE = 4
+#: Training visits so many times as often what was painted before an answer was seen as what corrects one. Whoever
+#: corrects looks for errors: their share of the strokes says nothing of how frequent they are, and learnt as if it did,
+#: they undo what was right. (Five strokes a class, then twice five on errors; membranes, phase contrast and axons:
+#: docs/benchmarks.md.) Where all strokes were painted in view of an answer, none is told from the others here.
+VISITS_PER_CORRECTION = 4
 #: Long strokes are visited piece by piece, each about as large as what one training patch learns from.
 _PIECE_PX = 64
 #: Random choices of held-out strokes that are compared; fewer where there are many strokes and all are alike.
@@ -62,15 +63,6 @@ class LabelledPlane:
     labels: NDArray[np.uint8]
     #: YX; which labelled pixels correct an answer that was seen. None where none do.
     corrections: NDArray[np.bool_] | None = None
-
-    @property
-    def weights(self) -> NDArray[np.uint8]:
-        """YX: what each labelled pixel counts, see :data:`CORRECTIONS_PER_STROKE`; 0 where nothing is labelled."""
-        each = np.uint8(CORRECTIONS_PER_STROKE)
-        counts: NDArray[np.uint8] = np.where(self.labels > 0, each, np.uint8(0))
-        if self.corrections is not None:
-            counts[(self.labels > 0) & self.corrections] = 1
-        return counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +100,7 @@ class Annotation:
 
     @property
     def unseen(self) -> Annotation:
-        """What was painted before an answer was seen, on the same planes; all, where that is of less than two classes.
-        """
+        """What was painted before an answer was seen, on the same planes; all, if that is less than two classes."""
         if not self.n_corrections:
             return self
         first = replace(self, planes=tuple(
@@ -172,13 +163,13 @@ def collect_annotation(images: Sequence[Planes], labels: Sequence[Any], classes:
     AnnotationError
         If shapes differ, a value is no class, or fewer than two classes are painted.
     """
-    for given, what in ((labels, "labels"), (corrections or labels, "corrections")):
-        if len(images) != len(given):
-            raise AnnotationError(f"Got {len(images)} image(s) and {len(given)} set(s) of {what}",
+    given = (None,) * len(images) if corrections is None else corrections
+    for number, what in ((len(labels), "labels"), (len(given), "corrections")):
+        if number != len(images):
+            raise AnnotationError(f"Got {len(images)} image(s) and {number} set(s) of {what}",
                                   f"Give one set of {what} per image, in the same order")
-    planes = [plane for number, (image, given, wrong) in enumerate(
-                  zip(images, labels, corrections or (None,) * len(images), strict=True))
-              for plane in labelled_planes(number, image, given, len(classes), wrong)]
+    planes = [plane for number, image in enumerate(images)
+              for plane in labelled_planes(number, image, labels[number], len(classes), given[number])]
     annotation = Annotation(tuple(planes), len(classes), tuple(definition.name for definition in classes))
     painted = sorted(annotation.painted_classes)
     if not painted:
@@ -196,10 +187,13 @@ def rescaled(annotation: Annotation, scales: Sequence[float]) -> Annotation:
     """
     if all(scale == 1 for scale in scales):
         return annotation
-    planes = [replace(plane, labels=_rescaled(plane.labels, scale), corrections=None if plane.corrections is None
-                      else _rescaled((plane.corrections & (plane.labels > 0)).astype(np.uint8), scale) > 0)
-              for plane in annotation.planes for scale in (scales[plane.image],)]
+    planes = [_plane_rescaled(plane, scales[plane.image]) for plane in annotation.planes]
     return replace(annotation, planes=tuple(planes))
+
+
+def _plane_rescaled(plane: LabelledPlane, scale: float) -> LabelledPlane:
+    corrected = None if plane.corrections is None else _rescaled(plane.corrections.astype(np.uint8), scale) > 0
+    return replace(plane, labels=_rescaled(plane.labels, scale), corrections=corrected)
 
 
 def _rescaled(labels: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
@@ -231,13 +225,8 @@ def labelled_planes(number: int, image: Planes, labels: Any, n_classes: int,
     AnnotationError
         If shapes differ or a value is no class.
     """
-    array, wrong = (given if given is None or hasattr(given, "shape") else np.asarray(given)
-                    for given in (labels, corrections))
-    for given, what in ((array, "labels"), (wrong, "corrections")):
-        if given is not None and tuple(given.shape) != tuple(image.spatial_shape):
-            raise AnnotationError(
-                f"The {what} of '{image.name}' have the shape {tuple(given.shape)}, the image needs "
-                f"{tuple(image.spatial_shape)}", f"Make the {what} as large as the image, without an axis for channels")
+    array = _fitting(labels, image, "labels")
+    wrong = None if corrections is None else _fitting(corrections, image, "corrections")
     for index in image.indices():
         window: Any = (*index, slice(None), slice(None))
         plane = whole_numbers(np.asarray(array[window]), f"the labels of '{image.name}'")
@@ -247,8 +236,19 @@ def labelled_planes(number: int, image: Planes, labels: Any, n_classes: int,
                 f"The labels of '{image.name}' hold the value {low if low < 0 else high}, but there are only "
                 f"{n_classes} classes", f"Use 0 for unlabelled and 1 to {n_classes} for the classes")
         if high:
+            corrected = None if wrong is None else np.asarray(wrong[window]).astype(bool) & (plane > 0)
             yield LabelledPlane(number, index, plane.astype(np.uint8),
-                                None if wrong is None else np.asarray(wrong[window]).astype(bool))
+                                corrected if corrected is not None and corrected.any() else None)
+
+
+def _fitting(given: Any, image: Planes, what: str) -> Any:
+    """An array-like of the image's shape without channels, as it was given."""
+    array = given if hasattr(given, "shape") else np.asarray(given)
+    if tuple(array.shape) != tuple(image.spatial_shape):
+        raise AnnotationError(
+            f"The {what} of '{image.name}' have the shape {tuple(array.shape)}, the image needs "
+            f"{tuple(image.spatial_shape)}", f"Make the {what} as large as the image, without an axis for channels")
+    return array
 
 
 def whole_numbers(values: NDArray[Any], what: str) -> NDArray[Any]:
@@ -798,7 +798,7 @@ def _with_labels(annotation: Annotation, labels: list[NDArray[np.uint8]]) -> Ann
 class StrokeSampler:
     """Says where to train next: classes in turn, and each stroke of a class before any is visited again.
 
-    Where some strokes are corrections, the others are visited :data:`CORRECTIONS_PER_STROKE` times as often.
+    Where a class has corrections, its other strokes are visited :data:`VISITS_PER_CORRECTION` times in a round.
 
     Parameters
     ----------
@@ -852,10 +852,11 @@ class StrokeSampler:
 
 
 def _visits(annotation: Annotation, strokes: Sequence[tuple[int, NDArray[np.intp]]]) -> NDArray[np.intp]:
-    """Numbers of one class's strokes, each as often as it is visited in a round: once, if all weigh the same."""
-    weights = [plane.weights.ravel() for plane in annotation.planes] if annotation.n_corrections else None
-    each = [round(float(weights[plane][pixels].mean())) if weights else 1 for plane, pixels in strokes]
-    return np.repeat(np.arange(len(strokes)), np.array(each, np.intp) // min(each))
+    """Numbers of one class's strokes, each as often as it is visited in a round: once, if all are of one kind."""
+    corrected = [(where := annotation.planes[plane].corrections) is not None and where.ravel()[pixels].mean() > 0.5
+                 for plane, pixels in strokes]
+    often = 1 if all(corrected) else VISITS_PER_CORRECTION
+    return np.repeat(np.arange(len(strokes)), np.where(corrected, 1, often if any(corrected) else 1))
 
 
 def _strokes_per_class(annotation: Annotation) -> list[list[tuple[int, NDArray[np.intp]]]]:

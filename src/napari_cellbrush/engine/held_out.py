@@ -33,8 +33,6 @@ _ANSWERED_PX = 64
 #: Of how many held-out strokes an interval can be told: fewer say nothing about other strokes.
 STROKES_FOR_INTERVAL = 4
 _N_RESAMPLES = 1000
-#: How little an error counts of which a network is unsure, in :func:`without_doubtful`.
-_DOUBT = 2
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
@@ -48,9 +46,8 @@ class HeldOutScore:
     loss: float
     #: Where the score of other strokes of this kind would lie, 95 %; None for too few strokes.
     interval: tuple[float, float] | None = None
-    #: K × K: labelled pixels by true and said class, with errors as in :func:`without_doubtful`. Of one that was not
-    #: measured, nothing.
-    confusion: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    #: K × K: labelled pixels by true and said class. Of one that was not measured, nothing.
+    confusion: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
 
 class Interruption(Protocol):
@@ -127,8 +124,7 @@ class HeldOut:
         """
         device, k = self._device, self._n_classes
         counts = np.zeros(self._n_strokes * k * k, np.int64)
-        losses, weights, sureness = [], [], []
-        sure = np.zeros(k * k)
+        losses, weights = [], []
         for tile in self._tiles:
             if stop.stopped:
                 return None
@@ -138,35 +134,11 @@ class HeldOut:
             labelled = tile.labels[0].numpy() > 0
             weights.append(int(labelled.sum()))
             true, said = tile.labels[0].numpy()[labelled] - 1, logits.argmax(1)[0].numpy()[labelled]
-            first, second = logits.softmax(1)[0].topk(2, dim=0).values.numpy()
-            sureness.append(float((first - second).mean()))
-            sure += np.bincount(true * k + said, ((first - second)[labelled]) ** _DOUBT, minlength=k * k)
             counts += np.bincount((tile.strokes[labelled] * k + true) * k + said, minlength=len(counts))
         of_strokes = counts.reshape(-1, k, k)
         confusion = of_strokes.sum(axis=0)
         return HeldOutScore(iou_from_confusion(confusion).mean, float(np.average(losses, weights=weights)),
-                            score_interval(of_strokes),
-                            without_doubtful(confusion, sure.reshape(k, k), float(np.mean(sureness)) ** _DOUBT))
-
-
-def without_doubtful(confusion: NDArray[np.int64], sure: NDArray[np.float64], usual: float) -> NDArray[np.float64]:
-    """Errors, as far as the network was as sure of them as it is of other pixels; the rest counts as right.
-
-    Whoever errs only where it doubts can be believed elsewhere: so it is with places that somebody sought out because
-    the answer was wrong there. Who means something else by the classes is sure of it.
-
-    Parameters
-    ----------
-    confusion
-        K × K: labelled pixels by true and said class.
-    sure
-        The same, each pixel counting the power :data:`_DOUBT` of how much likelier the first class is than the second.
-    usual
-        That power of the mean over all pixels, painted or not.
-    """
-    errors = np.minimum(confusion, sure / usual if usual else np.inf)
-    np.fill_diagonal(errors, 0)
-    return errors + np.diag(confusion.sum(axis=1) - errors.sum(axis=1))
+                            score_interval(of_strokes), confusion)
 
 
 def score_interval(confusions: NDArray[np.int64]) -> tuple[float, float] | None:

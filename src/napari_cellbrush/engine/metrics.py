@@ -107,7 +107,7 @@ def pixel_confusion(prediction: NDArray[Any], truth: NDArray[Any], n_classes: in
     return table.reshape(n_classes, n_classes + 1)
 
 
-def iou_from_confusion(confusion: NDArray[np.integer | np.floating]) -> ClassScores:
+def iou_from_confusion(confusion: NDArray[np.int64]) -> ClassScores:
     """Intersection over union (Jaccard 1912) of each class.
 
     Parameters

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
 from napari_cellbrush.engine import augment
-from napari_cellbrush.engine.annotation import CORRECTIONS_PER_STROKE, Annotation, LabelledPlane, StrokeSampler
+from napari_cellbrush.engine.annotation import Annotation, StrokeSampler
 from napari_cellbrush.engine.border_weights import annotation_weights
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.geometry import UNetGeometry
@@ -40,8 +40,9 @@ class Patches:
                  config: TrainingConfig, geometry: UNetGeometry, device: Device) -> None:
         self._images = images
         self._planes = annotation.planes
-        self._weights = [_weights(plane, classes, config) for plane in annotation.planes] \
-            if config.border_weight or annotation.n_corrections else None
+        self._weights = [annotation_weights(plane.labels, classes, w0=config.border_weight,
+                                            sigma_px=config.border_sigma_px)
+                         for plane in annotation.planes] if config.border_weight else None
         self._config = config
         self._device = device
         self._input_size = geometry.input_size_at_least(config.patch_px)
@@ -87,14 +88,6 @@ class Patches:
         pixels = image.normalisation().apply(image.read_mirrored(plane.index, top, left, size, size))
         maps: list[NDArray[Any]] = [plane.labels, self._weights[position]] if self._weights else [plane.labels]
         return pixels, np.stack([_window(part, top, left, size) for part in maps])
-
-
-def _weights(plane: LabelledPlane, classes: Sequence[ClassDefinition], config: TrainingConfig) -> NDArray[np.float32]:
-    """What each labelled pixel weighs, YX: corrections little, pixels between cells much."""
-    weights: NDArray[np.float32] = np.divide(plane.weights, CORRECTIONS_PER_STROKE, dtype=np.float32)
-    if config.border_weight:
-        weights *= annotation_weights(plane.labels, classes, w0=config.border_weight, sigma_px=config.border_sigma_px)
-    return weights
 
 
 def _window(plane: NDArray[Any], top: int, left: int, size: int) -> NDArray[Any]:

@@ -37,6 +37,8 @@ from napari_cellbrush.engine.model import Model, class_logits, meant_classes
 _LEAST_PROBABILITY = 1e-6
 #: Power of the agreement by which a base is heard: half as much if it is wrong about a twelfth of what is painted.
 _STRICTNESS = 8
+#: How far a base is taken to agree that is said to be right but where something is painted.
+_RIGHT_ELSEWHERE = 0.9
 #: No class is taken to be rarer: where the base sees nothing of one in a patch, its strokes are still to be learnt.
 _LEAST_FREQUENCY = 0.01
 
@@ -54,9 +56,12 @@ class Teacher:
         How many strokes of each class a base is worth that agrees with all of them, see :func:`agreement`.
     device
         Where to compute.
+    right_elsewhere
+        Whether strokes lie only where the base is wrong, so that they do not tell how far it agrees elsewhere.
     """
 
-    def __init__(self, base: Model, meant: Tensor, worth: float, device: Device) -> None:
+    def __init__(self, base: Model, meant: Tensor, worth: float, device: Device, right_elsewhere: bool = False) -> None:
+        self._least_score = _RIGHT_ELSEWHERE if right_elsewhere else 0.0
         self._meant = meant.to(device.torch_device)
         self._worth = worth
         self._weight = self._score = 0.0
@@ -78,8 +83,8 @@ class Teacher:
         The loss of strokes is a mean, however many there are; therefore what speaks against them is divided by their
         number, as a prior is that weighs the same whatever was observed.
         """
-        self._score = score
-        self._weight = self._worth * score**_STRICTNESS / max(1.0, strokes_per_class)
+        self._score = max(score, self._least_score)
+        self._weight = self._worth * self._score**_STRICTNESS / max(1.0, strokes_per_class)
 
     @torch.no_grad()
     def answer(self, images: Tensor) -> Tensor:
@@ -140,7 +145,7 @@ class Teacher:
         return self._weight * far
 
 
-def agreement(confusion: NDArray[np.floating | np.integer], classes: Sequence[ClassDefinition]) -> float:
+def agreement(confusion: NDArray[np.int64], classes: Sequence[ClassDefinition]) -> float:
     """Whether a base and strokes mean the same by the classes.
 
     Strokes on boundaries have no say: they are lines as thin as a hand is steady, and who misses them by a pixel means
@@ -149,7 +154,7 @@ def agreement(confusion: NDArray[np.floating | np.integer], classes: Sequence[Cl
     Parameters
     ----------
     confusion
-        K × K: pixels of strokes by painted and said class, errors counting as in :func:`.held_out.without_doubtful`.
+        K × K: pixels of strokes by painted and said class.
     classes
         What the K classes mean.
 
@@ -188,4 +193,4 @@ def teacher_for(base: Model, n_channels: int, classes: tuple[ClassDefinition, ..
     meant = meant_classes(base.card.classes, classes)
     if not config.base_worth_strokes or base.card.n_steps == 0 or meant is None:
         return None
-    return Teacher(base.for_channels(n_channels), meant, config.base_worth_strokes, device)
+    return Teacher(base.for_channels(n_channels), meant, config.base_worth_strokes, device, config.right_elsewhere)

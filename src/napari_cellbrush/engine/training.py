@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
@@ -141,8 +142,9 @@ def train(
         time limit may differ. The file is never removed here: do so once the result is safe.
     corrections
         One boolean array-like per image, of the same shape as its labels, or None for an image without any: which
-        labelled pixels were painted where an answer was seen to be wrong. They show what is rare, and count less
-        (:data:`.annotation.CORRECTIONS_PER_STROKE`); how far the base is right, the others say.
+        labelled pixels were painted where an answer was seen to be wrong. They show what is rare, and are visited less
+        often (:data:`.annotation.VISITS_PER_CORRECTION`); how far the base is right, the others say, and they are
+        scored on.
 
     Yields
     ------
@@ -161,11 +163,11 @@ def train(
     TrainingStateError
         If a kept state that should fit does not.
     """
-    device = device or choose_device()
+    began, device, classes = time.perf_counter(), device or choose_device(), classes or base.card.classes
     try:
-        annotation = collect_annotation(images, labels, classes or base.card.classes, corrections)
-        return (yield from _train(base, images, annotation, config, classes or base.card.classes, device,
-                                  stop or StopToken(), name, state_file))
+        annotation = collect_annotation(images, labels, classes, corrections)
+        return (yield from _train(base, images, annotation, config, classes, device, stop or StopToken(), name,
+                                  state_file, began))
     except (RuntimeError, MemoryError) as error:
         # A step splits its batch and goes on; this is memory for the network itself, the patches or the score.
         if not is_out_of_memory(error):
@@ -184,8 +186,8 @@ def _train(
     stop: StopToken,
     name: str,
     state_file: Path | None,
+    began: float,
 ) -> Generator[TrainingEvent, None, TrainingResult]:
-    began = time.perf_counter()
     split = hold_out(annotation, config.held_out_fraction, config.seed)
     start = with_dropout(with_classes(base.for_channels(n_channels(images)), classes, config.seed), config.dropout)
     origin = _origin(base, images, annotation, classes, config, device) if state_file else {}
@@ -278,9 +280,9 @@ def _origin(base: Model, images: Sequence[Planes], annotation: Annotation, class
             config: TrainingConfig, device: Device) -> dict[str, str]:
     """Digests of all that decides about a run. Images are told apart by shape and statistics: they may be huge."""
     seen = [f"{image.name}{image.spatial_shape}{image.n_channels}{image.normalisation()}" for image in images]
-    strokes = [part for plane in annotation.planes
+    strokes = (part for plane in annotation.planes
                for part in (f"{plane.image}{plane.index}{plane.labels.shape}", plane.labels.tobytes(),
-                            plane.weights.tobytes())]
+                            b"" if plane.corrections is None else np.packbits(plane.corrections).tobytes()))
     return {"the base": base.weights_hash, "the images": digest(seen), "the strokes": digest(strokes),
             "the classes": digest(c.model_dump_json() for c in classes),
             "the settings": digest([config.replace(max_minutes=1).model_dump_json()]),

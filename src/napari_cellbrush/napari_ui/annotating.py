@@ -148,8 +148,7 @@ class Annotating(QObject):
             name, old.name = old.name, f"{old.name} (before)"
             unseen = self.unseen_in(str(old.unique_id))
             self._place(image_key, self._start(self._image(image_key), data, name))
-            if unseen is not None:
-                self.note_answered(image_key, unseen)
+            self.set_unseen(image_key, unseen)
             self._book.viewer.layers.remove(old)
 
     def snapshot(self, image_key: str) -> NDArray[np.uint8]:
@@ -165,23 +164,27 @@ class Annotating(QObject):
         """Where a layer was painted before an answer to it was seen, stack axes + YX; None while nobody has."""
         return self._unseen.get(key)
 
-    def note_answered(self, image_key: str, strokes: NDArray[np.generic]) -> None:
+    def note_answered(self, image_key: str) -> None:
         """Say that an answer to an image's strokes is there: what is painted from now on corrects it.
 
-        Only the first answer counts. ``strokes``, stack axes + YX, are those it was learnt from, 0 where there are
-        none.
+        Only the first answer counts.
+
+        Raises
+        ------
+        OutOfMemory
+            If what is painted cannot be remembered.
         """
         layer = self.layer_of(image_key)
-        key = str(layer.unique_id) if layer is not None else ""
-        if layer is None or key in self._unseen or self._strokes(layer).shape != strokes.shape:
-            return
-        # Planes without strokes take no memory.
-        unseen = np.zeros(strokes.shape, bool)
-        for index in np.ndindex(strokes.shape[:-2]):
-            if strokes[index].any():
-                unseen[index] = strokes[index] != 0
-        self._unseen[key] = unseen
-        self.unseen_changed.emit()
+        if layer is not None and self.unseen_in(str(layer.unique_id)) is None:
+            with memory_in_words("remembering what was painted"):
+                self.set_unseen(image_key, runs.painted_in(self._strokes(layer)))
+
+    def set_unseen(self, image_key: str, unseen: NDArray[np.bool_] | None) -> None:
+        """Say where an image was painted before an answer was seen, see :meth:`unseen_in`."""
+        layer = self.layer_of(image_key)
+        if layer is not None and unseen is not None and self._strokes(layer).shape == unseen.shape:
+            self._unseen[str(layer.unique_id)] = unseen
+            self.unseen_changed.emit()
 
     def close(self) -> None:
         """Stop counting."""

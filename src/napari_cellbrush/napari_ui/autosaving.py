@@ -227,8 +227,7 @@ class Autosaving(QObject):
                 self._check_classes(restored.card, image_key)
                 restored.work.onto(self._session)
                 self._bench.annotating.replace(image_key, restored.labels)
-                if restored.unseen is not None:
-                    self._bench.annotating.note_answered(image_key, restored.unseen)
+                self._bench.annotating.set_unseen(image_key, restored.unseen)
         except CellbrushError as error:
             self._on_restoring_failed(error)
             return
@@ -482,7 +481,12 @@ def read_session(session: SavedSession, image_shape: tuple[int, ...], image_axes
         raise SessionFileError(f"The saved strokes hold the value {highest}, but there are {len(card.classes)} classes",
                                "Choose an older session: cellbrush sessions")
     work, problems = Work.from_card(card)
-    unseen = read_labels(session.path, card, "unseen", shape=shape) > 0 if "unseen" in card.labels else None
+    unseen = None
+    if "unseen" in card.labels:
+        try:
+            unseen = read_labels(session.path, card, "unseen", shape=shape).view(bool)
+        except (SessionFileError, ValueError) as error:
+            problems += (f"All strokes count the same, for what was painted before an answer is lost. {error}",)
     return Restored(card, work, session.kind, labels, unseen, axes if axes != image_axes else "", problems)
 
 

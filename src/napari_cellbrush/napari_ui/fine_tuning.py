@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from qtpy.QtCore import QObject
 
 from napari_cellbrush.errors import CellbrushError
@@ -33,8 +31,6 @@ class FineTuning(QObject):
         #: What the last training learns or learnt from, and network pixels per pixel by the key of the image.
         self._images: tuple[ImageEntry, ...] = ()
         self._scales: dict[str, float] = {}
-        #: What it learns from, by the key of the image, until its answer is there.
-        self._strokes: dict[str, NDArray[np.uint8]] = {}
         #: A model that is only in memory, because it could not be saved; kept until it is, or discarded.
         self.unsaved: runs.Tuned | None = None
 
@@ -103,11 +99,10 @@ class FineTuning(QObject):
         session, bench = self._session, self._bench
         images = [image for key in session.taught_images() if (image := session.find_image(key)) is not None]
         self._images = tuple(images)
-        self._strokes = {image.key: bench.annotating.snapshot(image.key) for image in images}
         return runs.TrainingTask(
             base=session.base,
             images=tuple(layers.planes_of(bench.book.layer(image.key), image.axes) for image in images),
-            labels=tuple(self._strokes.values()),
+            labels=tuple(bench.annotating.snapshot(image.key) for image in images),
             checked=tuple(bench.proofreading.checked(image.key) for image in images),
             classes=session.classes,
             config=session.training_config,
@@ -136,8 +131,8 @@ class FineTuning(QObject):
             self._run.say("Scoring the base on your strokes…")
         elif isinstance(event, TrainingStarted):
             self._scales = {image.key: scale for image, scale in zip(self._images, event.scales, strict=False)}
-            corrections = f", {event.n_corrections:,} of them corrections" if event.n_corrections else ""
-            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels{corrections} ({event.precision})."
+            later = f", {event.n_corrections:,} of them after an answer" if event.n_corrections else ""
+            self._run.say(f"Learning from {event.n_training_pixels:,} painted pixels{later} ({event.precision})."
                           f"{sizes_in_words(event.diameters_px, [image.name for image in self._images])}")
         elif isinstance(event, TrainingNote):
             self._run.say(event.text, "warning")
@@ -167,10 +162,9 @@ class FineTuning(QObject):
                              result.ended, result.n_steps, self._previous, result.interval)
         self._session.finish_training(outcome)
         self._run.end(outcome_in_words(outcome), "success" if outcome.improved else "warning")
-        strokes, self._strokes = self._strokes, {}
         if outcome.improved:
-            for key, learnt in strokes.items():
-                self._bench.annotating.note_answered(key, learnt)
+            for learnt in self._images:
+                self._bench.annotating.note_answered(learnt.key)
         if outcome.improved and self._session.options.segment_after_training:
             # Whoever had all of the image segmented wants all of it anew, beside the earlier result.
             image, results = self._session.image, self._bench.segmenting.results

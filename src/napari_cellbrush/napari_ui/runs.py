@@ -203,7 +203,7 @@ class TrainingTask:
 
     def corrections(self) -> tuple[NDArray[np.bool_] | None, ...]:
         """Per image, which of the labels correct an answer."""
-        return tuple(None if before is None else (strokes > 0) & ~before
+        return tuple(None if before is None else painted_in(strokes, before)
                      for strokes, before in zip(self.labels, self.unseen or (None,) * len(self.labels), strict=True))
 
     def taught(self) -> tuple[NDArray[np.uint8], ...]:
@@ -211,6 +211,15 @@ class TrainingTask:
         checked = self.checked or ((),) * len(self.labels)
         return tuple(taught(strokes, objects, self.classes)
                      for strokes, objects in zip(self.labels, checked, strict=True))
+
+
+def painted_in(strokes: NDArray[np.uint8], before: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+    """Where there are strokes, but not ``before``; planes without them take no memory."""
+    painted = np.zeros(strokes.shape, bool)
+    for index in np.ndindex(strokes.shape[:-2]):
+        if strokes[index].any():
+            painted[index] = (strokes[index] > 0) & (True if before is None else ~before[index])
+    return painted
 
 
 def taught(strokes: NDArray[np.uint8], checked: tuple[CheckedObjects, ...],
