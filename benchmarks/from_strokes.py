@@ -7,7 +7,7 @@ A simulated annotator paints N strokes per class on one or two images; with ``--
 plugin's answer and paints as many again on its largest errors, and everybody learns anew from all strokes; the plugin
 is told which are corrections, unless ``--unaware``. With ``--segmented-first`` the first strokes, too, lie on the
 largest errors: of the bundled model, by which a person may have segmented before painting anything
-(``--right-elsewhere`` says so to the plugin). Mean
+(``--only-errors-painted`` says so to the plugin). Mean
 intersection over union of the classes is measured on other images, with the spread over seeds; where the truth has
 objects, their average precision at 0.5 over all images as well, of objects made in the same way from the probabilities
 that each arm gives. No arm ever saw any of these images. The arms:
@@ -199,7 +199,7 @@ def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]
         forest = RandomForest(seed=seed).fit([_cyx(image) for image in task.painted], labels)
         return _forest_answer(forest, task.classes), None
     config = TrainingConfig(seed=seed, max_minutes=arguments.minutes, max_steps=arguments.steps,
-                            base_worth_strokes=arguments.base_worth, right_elsewhere=arguments.right_elsewhere)
+                            base_worth_strokes=arguments.base_worth, only_errors_painted=arguments.only_errors_painted)
     if arm == "untuned":
         model = base if knows_all(base, task.classes) else None
     elif arm == "scratch":
@@ -315,7 +315,7 @@ def _arguments() -> argparse.Namespace:
                         help="begin each further round of 'cellbrush' with the model tuned in the one before")
     parser.add_argument("--segmented-first", action="store_true",
                         help="paint the first strokes on errors of the untuned model, where classes are its own")
-    parser.add_argument("--right-elsewhere", action="store_true", help="the setting of that name")
+    parser.add_argument("--only-errors-painted", action="store_true", help="the setting of that name")
     parser.add_argument("--unaware", action="store_true", help="learn corrections as if they were any strokes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)

@@ -159,9 +159,9 @@ class TrainingConfig(Settings):
     diameter_px: float = _setting(0.0, "Object diameter", "Typical diameter of the painted objects, in image pixels, "
                                   "by which images are rescaled for the base; 0 measures it.", unit="px",
                                   zero="automatic", advanced=False, ge=0, le=2000)
-    right_elsewhere: bool = _setting(False, "Right elsewhere", "For strokes only where masks of the model you start "
-                                     "from were wrong: what it says everywhere else is believed. Not where it takes "
-                                     "other things for cells than you do.", advanced=False)
+    only_errors_painted: bool = _setting(False, "Only errors painted", "You painted only where masks of the model you "
+                                         "start from were wrong: what it says everywhere else is believed. Not if it "
+                                         "takes other things for cells than you do.", advanced=False)
     learning_rate: float = _setting(3e-4, "Learning rate", "Largest step size, reached after the warm-up; a model "
                                     "from scratch takes five times as large ones.",
                                     ge=1e-5, le=3e-3)

@@ -89,19 +89,19 @@ def test_a_base_counts_by_its_agreement_and_less_beside_many_strokes(base: Model
     assert not asked.is_heard
 
 
-def test_a_base_that_is_said_to_be_right_elsewhere_is_heard_whatever_the_strokes_say(base: Model, images: Tensor
+def test_a_base_that_is_said_to_be_only_errors_painted_is_heard_whatever_the_strokes_say(base: Model, images: Tensor
                                                                                   ) -> None:
-    def loss(score: float, right_elsewhere: bool) -> float:
-        config = TrainingConfig(right_elsewhere=right_elsewhere)
+    def loss(score: float, only_errors_painted: bool) -> float:
+        config = TrainingConfig(only_errors_painted=only_errors_painted)
         asked = teacher_for(base, 1, DEFAULT_CLASSES, config, CPU)
         assert asked is not None
         asked.trust(score, 5)
         answer = asked.answer(images)
         return float(asked.loss(answer, torch.zeros_like(answer), torch.zeros(answer[:, 0].shape, dtype=torch.long)))
 
-    assert loss(0.05, right_elsewhere=False) < 1e-6
-    assert loss(0.05, right_elsewhere=True) == pytest.approx(loss(0.9, right_elsewhere=False))
-    assert loss(1.0, right_elsewhere=True) == loss(1.0, right_elsewhere=False)
+    assert loss(0.05, only_errors_painted=False) < 1e-6
+    assert loss(0.05, only_errors_painted=True) == pytest.approx(loss(0.9, only_errors_painted=False))
+    assert loss(1.0, only_errors_painted=True) == loss(1.0, only_errors_painted=False)
 
 
 def test_a_base_with_other_channels_answers_as_for_the_image(base: Model, images: Tensor) -> None:

@@ -37,7 +37,7 @@ from napari_cellbrush.engine.model import Model, class_logits, meant_classes
 _LEAST_PROBABILITY = 1e-6
 #: Power of the agreement by which a base is heard: half as much if it is wrong about a twelfth of what is painted.
 _STRICTNESS = 8
-#: How far a base is taken to agree that is said to be right but where something is painted.
+#: How far a base is taken to agree where only its errors are painted, which do not tell.
 _RIGHT_ELSEWHERE = 0.9
 #: No class is taken to be rarer: where the base sees nothing of one in a patch, its strokes are still to be learnt.
 _LEAST_FREQUENCY = 0.01
@@ -56,12 +56,12 @@ class Teacher:
         How many strokes of each class a base is worth that agrees with all of them, see :func:`agreement`.
     device
         Where to compute.
-    right_elsewhere
-        Whether strokes lie only where the base is wrong, so that they do not tell how far it agrees elsewhere.
+    least_score
+        How far it is taken to agree at least, whatever the strokes say.
     """
 
-    def __init__(self, base: Model, meant: Tensor, worth: float, device: Device, right_elsewhere: bool = False) -> None:
-        self._least_score = _RIGHT_ELSEWHERE if right_elsewhere else 0.0
+    def __init__(self, base: Model, meant: Tensor, worth: float, device: Device, least_score: float = 0.0) -> None:
+        self._least_score = least_score
         self._meant = meant.to(device.torch_device)
         self._worth = worth
         self._weight = self._score = 0.0
@@ -193,4 +193,5 @@ def teacher_for(base: Model, n_channels: int, classes: tuple[ClassDefinition, ..
     meant = meant_classes(base.card.classes, classes)
     if not config.base_worth_strokes or base.card.n_steps == 0 or meant is None:
         return None
-    return Teacher(base.for_channels(n_channels), meant, config.base_worth_strokes, device, config.right_elsewhere)
+    least_score = _RIGHT_ELSEWHERE if config.only_errors_painted else 0.0
+    return Teacher(base.for_channels(n_channels), meant, config.base_worth_strokes, device, least_score)
