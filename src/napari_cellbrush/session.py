@@ -283,6 +283,8 @@ class Session:
         self._annotations: dict[str, str] = {}
         self._painted: dict[str, tuple[int, ...]] = {}
         self._accepted: dict[str, tuple[str, Accepted]] = {}
+        #: Models that segmented an image before anything was painted on it, by its key.
+        self._segmented_bare: dict[str, set[str]] = {}
         self.correction = Correction()
 
         self.models: tuple[ModelEntry, ...] | None = None
@@ -407,6 +409,21 @@ class Session:
     def painted_images(self) -> tuple[str, ...]:
         """Keys of the images with at least one painted pixel."""
         return tuple(image.key for image in self.images if any(self._painted.get(image.key, ())))
+
+    def note_segmented(self, image_key: str) -> None:
+        """Say that the chosen model has answered for an image."""
+        if image_key not in self.painted_images():
+            self._segmented_bare.setdefault(image_key, set()).add(self.model)
+
+    def only_errors_hint(self) -> str:
+        """What to do if strokes lie only on errors of the base, where that may be; else empty."""
+        painted = self.painted_images()
+        names = [image.name for image in self.images
+                 if image.key in painted and self.base in self._segmented_bare.get(image.key, ())]
+        if not names or self.training_config.only_errors_painted:
+            return ""
+        return (f"'{self.base}' segmented '{names[0]}' before you painted. If you painted only where it was wrong, "
+                "tick Only errors painted, or it forgets what it knew.")
 
     # ------------------------------------------------------------------------------------ accepted objects
 

@@ -554,6 +554,34 @@ def test_what_is_painted_while_the_model_learns_corrects_nothing(painted, person
     assert corrections_given == [[None], [0]]
 
 
+def test_who_segments_first_is_asked_whether_only_errors_are_painted(viewer, workspace, image, person):
+    viewer.add_image(image, name="cells")
+    session, bench = workspace.session, workspace.annotate.bench
+    workspace.show_tab("finetune")
+    session.choose_model("tiny")
+    session.choose_base("tiny")
+    person.wait(lambda: not session.why_not_segment())
+    bench.segmenting.start()
+    person.wait(lambda: not session.segmentation.busy)
+    assert "Only errors" not in workspace.finetune.teachers.text()
+    layer = bench.annotating.new_annotation(session.image.key)
+    layer.data[10:12, 20:30], layer.data[40:42, 20:30] = 1, 2
+    layer.refresh()
+    person.wait(lambda: "tick Only errors painted" in workspace.finetune.teachers.text())
+    workspace.finetune.config._editors["only_errors_painted",].widget.click()
+    assert session.training_config.only_errors_painted
+    person.wait(lambda: "Only errors" not in workspace.finetune.teachers.text())
+
+
+def test_who_paints_first_is_not_asked(painted, person):
+    bench = painted.annotate.bench
+    painted.session.choose_model("tiny")
+    bench.segmenting.start()
+    person.wait(lambda: not painted.session.segmentation.busy)
+    painted.finetune._refresh_run()
+    assert painted.finetune.teachers.text() == "Learns from strokes on 'cells'."
+
+
 def test_strokes_of_another_layer_correct_nothing(painted, person, corrections_given):
     bench, key = painted.annotate.bench, painted.session.image.key
     train_once(painted, person)

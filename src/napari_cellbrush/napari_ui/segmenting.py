@@ -200,6 +200,7 @@ class Segmenting(QObject):
         sheet = self._sheets[target]
         sheet.begin(self._provenance, whole=self._whole, accepted=self._accepted_on(sheet))
         self._dirty.update(sheet.layers())
+        self._session.note_segmented(self._keys[target])
 
     def _hear_diameter(self, target: int, diameter_px: float | None) -> None:
         """Measured once per image and model: a second look at another view would find another size."""
