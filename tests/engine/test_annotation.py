@@ -19,8 +19,8 @@ from skimage.morphology import disk
 
 from napari_cellbrush.config import DEFAULT_CLASSES, classes_from_names
 from napari_cellbrush.engine.annotation import (
+    CORRECTIONS_PER_STROKE,
     GAP_PX,
-    VISITS_PER_CORRECTION,
     Annotation,
     LabelledPlane,
     Split,
@@ -579,9 +579,9 @@ def test_strokes_painted_before_an_answer_are_visited_more_often_than_correction
     corrections = np.zeros(labels.shape, bool)
     corrections[32:] = labels[32:] > 0
     # Of each class, two of either kind.
-    centres = StrokeSampler(corrected(labels, corrections), 0).next_centres(2 * 2 * (VISITS_PER_CORRECTION + 1))
+    centres = StrokeSampler(corrected(labels, corrections), 0).next_centres(2 * 2 * (CORRECTIONS_PER_STROKE + 1))
     visits = Counter((row, column) for _, row, column in centres)
-    assert visits == {(row, column): 1 if row >= 32 else VISITS_PER_CORRECTION
+    assert visits == {(row, column): 1 if row >= 32 else CORRECTIONS_PER_STROKE
                       for row in range(0, 64, 16) for column in (0, 32)}
 
 

@@ -30,11 +30,12 @@ GAP_PX = 8
 _BLOCKS_PX = (128, 64)
 #: Separate strokes of each class that training keeps.
 _STROKES_TO_TRAIN_ON = 2
-#: Training visits so many times as often what was painted before an answer was seen as what corrects one. Whoever
-#: corrects looks for errors: their share of the strokes says nothing of how frequent they are, and learnt as if it did,
-#: they undo what was right. (Five strokes a class, then twice five on errors; membranes, phase contrast and axons:
-#: docs/benchmarks.md.) Where all strokes were painted in view of an answer, none is told from the others here.
-VISITS_PER_CORRECTION = 4
+#: So many corrections count as one stroke that was painted before an answer was seen: in where training looks, and
+#: again among the labels that it sees together. Whoever corrects looks for errors: their share of the strokes says nothing of
+#: how frequent they are, and learnt as if it did, they undo what was right. (Five strokes a class, then twice five on
+#: errors; membranes, phase contrast and axons: docs/benchmarks.md. Visited less often alone, membranes fell to 0.585.)
+#: Where all strokes were painted in view of an answer, none is told from the others here.
+CORRECTIONS_PER_STROKE = 4
 #: Long strokes are visited piece by piece, each about as large as what one training patch learns from.
 _PIECE_PX = 64
 #: Random choices of held-out strokes that are compared; fewer where there are many strokes and all are alike.
@@ -798,7 +799,7 @@ def _with_labels(annotation: Annotation, labels: list[NDArray[np.uint8]]) -> Ann
 class StrokeSampler:
     """Says where to train next: classes in turn, and each stroke of a class before any is visited again.
 
-    Where a class has corrections, its other strokes are visited :data:`VISITS_PER_CORRECTION` times in a round.
+    Where a class has corrections, its other strokes are visited :data:`CORRECTIONS_PER_STROKE` times in a round.
 
     Parameters
     ----------
@@ -855,7 +856,7 @@ def _visits(annotation: Annotation, strokes: Sequence[tuple[int, NDArray[np.intp
     """Numbers of one class's strokes, each as often as it is visited in a round: once, if all are of one kind."""
     corrected = [(where := annotation.planes[plane].corrections) is not None and where.ravel()[pixels].mean() > 0.5
                  for plane, pixels in strokes]
-    often = 1 if all(corrected) else VISITS_PER_CORRECTION
+    often = 1 if all(corrected) else CORRECTIONS_PER_STROKE
     return np.repeat(np.arange(len(strokes)), np.where(corrected, 1, often if any(corrected) else 1))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from napari_cellbrush.config import ClassDefinition, TrainingConfig
 from napari_cellbrush.engine import augment
-from napari_cellbrush.engine.annotation import Annotation, StrokeSampler
+from napari_cellbrush.engine.annotation import CORRECTIONS_PER_STROKE, Annotation, StrokeSampler
 from napari_cellbrush.engine.border_weights import annotation_weights
 from napari_cellbrush.engine.device import Device
 from napari_cellbrush.engine.geometry import UNetGeometry
@@ -43,6 +43,7 @@ class Patches:
         self._weights = [annotation_weights(plane.labels, classes, w0=config.border_weight,
                                             sigma_px=config.border_sigma_px)
                          for plane in annotation.planes] if config.border_weight else None
+        self._has_weights = bool(config.border_weight or annotation.n_corrections)
         self._config = config
         self._device = device
         self._input_size = geometry.input_size_at_least(config.patch_px)
@@ -64,7 +65,7 @@ class Patches:
         images, maps = augment.apply(drawn, images, maps, self._input_size, self._output_size)
         if self._device.channels_last:
             images = images.to(memory_format=torch.channels_last)
-        return images, maps[:, 0].long(), maps[:, 1].float() if self._weights else None
+        return images, maps[:, 0].long(), maps[:, 1].float() if self._has_weights else None
 
     def state(self) -> PartState:
         """Where the random numbers are, and which strokes are still to come in this round."""
@@ -86,8 +87,13 @@ class Patches:
         top, left = row + int(shift[0]) - size // 2, column + int(shift[1]) - size // 2
         image = self._images[plane.image]
         pixels = image.normalisation().apply(image.read_mirrored(plane.index, top, left, size, size))
-        maps: list[NDArray[Any]] = [plane.labels, self._weights[position]] if self._weights else [plane.labels]
-        return pixels, np.stack([_window(part, top, left, size) for part in maps])
+        labels = _window(plane.labels, top, left, size)
+        if not self._has_weights:
+            return pixels, labels[None]
+        weights = _window(self._weights[position], top, left, size) if self._weights else np.ones_like(labels, float)
+        if plane.corrections is not None:
+            weights = np.where(_window(plane.corrections, top, left, size), weights / CORRECTIONS_PER_STROKE, weights)
+        return pixels, np.stack([labels, weights.astype(np.float32)])
 
 
 def _window(plane: NDArray[Any], top: int, left: int, size: int) -> NDArray[Any]:

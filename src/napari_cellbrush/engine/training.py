@@ -142,8 +142,8 @@ def train(
         time limit may differ. The file is never removed here: do so once the result is safe.
     corrections
         One boolean array-like per image, of the same shape as its labels, or None for an image without any: which
-        labelled pixels were painted where an answer was seen to be wrong. They show what is rare, and are visited less
-        often (:data:`.annotation.VISITS_PER_CORRECTION`); how far the base is right, the others say, and they are
+        labelled pixels were painted where an answer was seen to be wrong. They show what is rare, and count less
+        (:data:`.annotation.CORRECTIONS_PER_STROKE`); how far the base is right, the others say, and they are
         scored on.
 
     Yields
