@@ -32,9 +32,9 @@ _BLOCKS_PX = (128, 64)
 _STROKES_TO_TRAIN_ON = 2
 #: So many corrections count as one stroke that was painted before an answer was seen: in where training looks, and
 #: again among the labels that it sees together. Whoever corrects looks for errors: their share of the strokes says
-#: nothing of how frequent they are, and learnt as if it did, they undo what was right. (Five strokes a class, then twice
-#: five on errors; membranes, phase contrast and axons: docs/benchmarks.md. Visited less often alone, membranes fell to
-#: 0.585.) Where all strokes were painted in view of an answer, none is told from the others here.
+#: nothing of how frequent they are, and learnt as if it did, they undo what was right. (Five strokes a class, then
+#: twice five on errors; membranes, phase contrast and axons: docs/benchmarks.md. Visited less often alone, membranes
+#: fell to 0.585.) Where all strokes were painted in view of an answer, none is told from the others here.
 CORRECTIONS_PER_STROKE = 4
 #: Long strokes are visited piece by piece, each about as large as what one training patch learns from.
 _PIECE_PX = 64
