@@ -7,6 +7,7 @@ labels were taken over) becomes a new layer, whose undo history cannot bring bac
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -168,15 +169,11 @@ class Annotating(QObject):
         """Say that an answer to an image's strokes is there: what is painted from now on corrects it.
 
         Only the first answer counts.
-
-        Raises
-        ------
-        OutOfMemory
-            If what is painted cannot be remembered.
         """
         layer = self.layer_of(image_key)
         if layer is not None and self.unseen_in(str(layer.unique_id)) is None:
-            with memory_in_words("remembering what was painted"):
+            # Where it cannot be remembered, all strokes count the same.
+            with suppress(MemoryError):
                 self.set_unseen(image_key, runs.painted_in(self._strokes(layer)))
 
     def set_unseen(self, image_key: str, unseen: NDArray[np.bool_] | None) -> None:
