@@ -423,7 +423,7 @@ class Session:
         if not names or self.training_config.only_errors_painted:
             return ""
         return (f"'{self.base}' segmented '{names[0]}' before you painted. If you painted only where it was wrong, "
-                "tick Only errors painted, or it forgets what it knew.")
+                "tick 'Only errors painted', or it forgets what it knew.")
 
     # ------------------------------------------------------------------------------------ accepted objects
 

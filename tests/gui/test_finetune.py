@@ -567,7 +567,7 @@ def test_who_segments_first_is_asked_whether_only_errors_are_painted(viewer, wor
     layer = bench.annotating.new_annotation(session.image.key)
     layer.data[10:12, 20:30], layer.data[40:42, 20:30] = 1, 2
     layer.refresh()
-    person.wait(lambda: "tick Only errors painted" in workspace.finetune.teachers.text())
+    person.wait(lambda: "tick 'Only errors painted'" in workspace.finetune.teachers.text())
     workspace.finetune.config._editors["only_errors_painted",].widget.click()
     assert session.training_config.only_errors_painted
     person.wait(lambda: "Only errors" not in workspace.finetune.teachers.text())

@@ -141,7 +141,7 @@ class FineTuneDock(Dock):
 
     def _refresh_run(self) -> None:
         self.run.setValue(self.session.training, self.bench.fine_tuning.why_not())
-        taught = " ".join(filter(None, (self.session.taught_in_words(), self.session.only_errors_hint())))
+        taught = "\n".join(filter(None, (self.session.taught_in_words(), self.session.only_errors_hint())))
         self.teachers.setText(taught)
         self.teachers.setVisible(bool(taught))
         unfinished = self.session.unfinished
