@@ -7,10 +7,10 @@ A simulated annotator paints N strokes per class on one or two images; with ``--
 plugin's answer and paints as many again on its largest errors, and everybody learns anew from all strokes; the plugin
 is told which are corrections, unless ``--unaware``. With ``--segmented-first`` the first strokes, too, lie on the
 largest errors: of the bundled model, by which a person may have segmented before painting anything
-(``--only-errors-painted`` says so to the plugin). Mean
-intersection over union of the classes is measured on other images, with the spread over seeds; where the truth has
-objects, their average precision at 0.5 over all images as well, of objects made in the same way from the probabilities
-that each arm gives. No arm ever saw any of these images. The arms:
+(``--only-errors-painted`` says so to the plugin). Mean intersection over union of the classes is measured on other
+images, with the spread over seeds; where the truth has objects, their average precision at 0.5 over all images as well,
+of objects made in the same way from the probabilities that each arm gives. No arm ever saw any of these images. The
+arms:
 
 - ``forest``: a random forest on multi-scale filters, as ilastik and Labkit have;
 - ``cellbrush``: the bundled weights, tuned with the plugin's defaults;
@@ -164,7 +164,7 @@ def rounds(base: Model, task: Task, n_strokes: int, seed: int, arguments: argpar
     unseen, tuned = labels, base
     for n_round in range(1, arguments.rounds + 1):
         arms, start = {}, tuned if arguments.continued else base
-        corrections = [] if arguments.unaware else [part != first for part, first in zip(labels, unseen, strict=True)]
+        corrections = None if arguments.unaware else [part != first for part, first in zip(labels, unseen, strict=True)]
         for arm in arguments.arms:
             began = time.perf_counter()
             answer, model = learnt(arm, start if arm == "cellbrush" else base, task, labels, corrections, seed,
@@ -192,7 +192,7 @@ def first_strokes(base: Model, task: Task, share: int, random: np.random.Generat
 
 
 def learnt(arm: str, base: Model, task: Task, labels: Sequence[NDArray[np.uint8]],
-           corrections: Sequence[NDArray[np.bool_]], seed: int,
+           corrections: Sequence[NDArray[np.bool_]] | None, seed: int,
            arguments: argparse.Namespace) -> tuple[Answer | None, Model | None]:
     """None where the arm has no answer; and the model, if it is one."""
     if arm == "forest":
@@ -220,10 +220,9 @@ def _forest_answer(forest: RandomForest, classes: Sequence[ClassDefinition]) -> 
 
 
 def tune(base: Model, task: Task, labels: Sequence[NDArray[np.uint8]], config: TrainingConfig,
-         corrections: Sequence[NDArray[np.bool_]] = ()) -> Model:
+         corrections: Sequence[NDArray[np.bool_]] | None = None) -> Model:
     """The model that a click on the button gives."""
-    return run_to_end(train(base, task.painted, labels, config, classes=task.classes,
-                            corrections=corrections or None)).model
+    return run_to_end(train(base, task.painted, labels, config, classes=task.classes, corrections=corrections)).model
 
 
 def score(answer: Answer, task: Task) -> tuple[float, float]:

@@ -89,8 +89,7 @@ def test_a_base_counts_by_its_agreement_and_less_beside_many_strokes(base: Model
     assert not asked.is_heard
 
 
-def test_a_base_that_is_said_to_be_only_errors_painted_is_heard_whatever_the_strokes_say(base: Model, images: Tensor
-                                                                                  ) -> None:
+def test_a_base_is_heard_whatever_strokes_say_that_lie_only_on_its_errors(base: Model, images: Tensor) -> None:
     def loss(score: float, only_errors_painted: bool) -> float:
         config = TrainingConfig(only_errors_painted=only_errors_painted)
         asked = teacher_for(base, 1, DEFAULT_CLASSES, config, CPU)

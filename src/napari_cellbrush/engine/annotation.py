@@ -165,9 +165,9 @@ def collect_annotation(images: Sequence[Planes], labels: Sequence[Any], classes:
         If shapes differ, a value is no class, or fewer than two classes are painted.
     """
     given = (None,) * len(images) if corrections is None else corrections
-    for number, what in ((len(labels), "labels"), (len(given), "corrections")):
-        if number != len(images):
-            raise AnnotationError(f"Got {len(images)} image(s) and {number} set(s) of {what}",
+    for n, what in ((len(labels), "labels"), (len(given), "corrections")):
+        if n != len(images):
+            raise AnnotationError(f"Got {len(images)} image(s) and {n} set(s) of {what}",
                                   f"Give one set of {what} per image, in the same order")
     planes = [plane for number, image in enumerate(images)
               for plane in labelled_planes(number, image, labels[number], len(classes), given[number])]
@@ -856,8 +856,8 @@ def _visits(annotation: Annotation, strokes: Sequence[tuple[int, NDArray[np.intp
     """Numbers of one class's strokes, each as often as it is visited in a round: once, if all are of one kind."""
     corrected = [(where := annotation.planes[plane].corrections) is not None and where.ravel()[pixels].mean() > 0.5
                  for plane, pixels in strokes]
-    often = 1 if all(corrected) else CORRECTIONS_PER_STROKE
-    return np.repeat(np.arange(len(strokes)), np.where(corrected, 1, often if any(corrected) else 1))
+    each = np.where(corrected, 1, CORRECTIONS_PER_STROKE)
+    return np.repeat(np.arange(len(strokes)), each // each.min())
 
 
 def _strokes_per_class(annotation: Annotation) -> list[list[tuple[int, NDArray[np.intp]]]]:

@@ -163,11 +163,10 @@ def train(
     TrainingStateError
         If a kept state that should fit does not.
     """
-    began, device, classes = time.perf_counter(), device or choose_device(), classes or base.card.classes
+    device = device or choose_device()
     try:
-        annotation = collect_annotation(images, labels, classes, corrections)
-        return (yield from _train(base, images, annotation, config, classes, device, stop or StopToken(), name,
-                                  state_file, began))
+        return (yield from _train(base, images, labels, corrections, config, classes or base.card.classes, device,
+                                  stop or StopToken(), name, state_file))
     except (RuntimeError, MemoryError) as error:
         # A step splits its batch and goes on; this is memory for the network itself, the patches or the score.
         if not is_out_of_memory(error):
@@ -179,15 +178,17 @@ def train(
 def _train(
     base: Model,
     images: Sequence[Planes],
-    annotation: Annotation,
+    labels: Sequence[Any],
+    corrections: Sequence[Any] | None,
     config: TrainingConfig,
     classes: tuple[ClassDefinition, ...],
     device: Device,
     stop: StopToken,
     name: str,
     state_file: Path | None,
-    began: float,
 ) -> Generator[TrainingEvent, None, TrainingResult]:
+    began = time.perf_counter()
+    annotation = collect_annotation(images, labels, classes, corrections)
     split = hold_out(annotation, config.held_out_fraction, config.seed)
     start = with_dropout(with_classes(base.for_channels(n_channels(images)), classes, config.seed), config.dropout)
     origin = _origin(base, images, annotation, classes, config, device) if state_file else {}
@@ -220,11 +221,7 @@ def _train(
         # Strokes that are learnt from say how far the base can be trusted; held-out ones are for scores alone, and
         # corrections would say it of errors.
         trusted = HeldOut(sources, learnt.unseen, config, start.network, device) if teacher else None
-        yield BaseScoring(sum(strokes.n_tiles for strokes in (held_out, trusted) if strokes))
-        scored, agreeing = (strokes.score(learner.averaged, stop) if strokes else None
-                            for strokes in (held_out, trusted))
-        course.base_score = scored.iou if scored else None
-        course.teacher_score = agreement(agreeing.confusion, classes) if agreeing else None
+        yield from _score_base(course, learner.averaged, held_out, trusted, classes, stop)
     if not kept and stop.stopped:
         # Nobody may go on from a state without what was being measured.
         state_file = None
@@ -260,6 +257,15 @@ def _train(
     no_score = split.reason if split.reason or score is not None else "The training was stopped before its first score."
     return TrainingResult(model, improved, course.base_score, score, no_score, ended, course.step,
                           time.perf_counter() - began, best.interval)
+
+
+def _score_base(course: _Course, network: UNet, held_out: HeldOut | None, trusted: HeldOut | None,
+                classes: tuple[ClassDefinition, ...], stop: StopToken) -> Generator[TrainingEvent, None, None]:
+    """Measure the base before its first step, as far as there are strokes to measure it on and nobody stops it."""
+    yield BaseScoring(sum(strokes.n_tiles for strokes in (held_out, trusted) if strokes))
+    scored, agreeing = (strokes.score(network, stop) if strokes else None for strokes in (held_out, trusted))
+    course.base_score = scored.iou if scored else None
+    course.teacher_score = agreement(agreeing.confusion, classes) if agreeing else None
 
 
 def _kept_state(file: Path | None, origin: dict[str, str]) -> tuple[TrainingState | None, str]:
