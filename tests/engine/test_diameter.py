@@ -93,6 +93,17 @@ def test_objects_in_one_corner_of_a_large_image_are_found() -> None:
     assert found.diameter_px == pytest.approx(20, rel=0.25)
 
 
+@pytest.mark.usefixtures("knows_discs_of_24_px")
+def test_one_place_with_larger_objects_does_not_decide() -> None:
+    """The richest of nine places, by a hair."""
+    image = 0.99 * discs(20, 1200)
+    large = discs(30, 1200)
+    image[100:400, 100:400] = large[100:400, 100:400]
+    found = measured_diameter(MODEL, Planes(image, "YX"), CPU)
+    assert found is not None
+    assert 20 < found.diameter_px < 26
+
+
 @pytest.mark.parametrize(("evidence", "expected_px"), [(0.3, 15.0), (0.1, 20.0)])
 def test_it_is_looked_at_once_more_and_that_counts_if_enough_is_seen(monkeypatch: pytest.MonkeyPatch, evidence: float,
                                                                      expected_px: float) -> None:
@@ -109,7 +120,8 @@ def test_it_is_looked_at_once_more_and_that_counts_if_enough_is_seen(monkeypatch
     monkeypatch.setattr(diameter, "_looked_at", looked_at)
     monkeypatch.setattr(diameter, "_typical_object", typical_object)
     found = measured_diameter(MODEL, Planes(discs(20), "YX"), CPU)
-    assert scales == [1.0, pytest.approx(24 / 20)]
+    assert scales[0] == 1
+    assert scales[1:] == pytest.approx([24 / 20] * len(scales[1:]))
     assert found == (pytest.approx(expected_px), 0.5)
 
 

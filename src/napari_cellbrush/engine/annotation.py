@@ -276,7 +276,7 @@ def objects_to_classes(instances: NDArray[Any], boundary_px: int | None = None,
     """Turn an instance mask into background, cell and boundary.
 
     The boundary is the inner rim of each connected piece of an object. Every piece keeps a core: thin ones, of which a
-    rim would leave next to nothing, get a rim only towards the objects they touch, and keep at the very least one pixel.
+    rim would leave next to nothing, have one only towards objects that they touch; of each, at least a pixel is core.
 
     Parameters
     ----------
