@@ -181,8 +181,10 @@ class Correction:
 
     #: The objects layer's key; empty while none is corrected.
     layer: str = ""
-    #: What a click or a line in the picture does.
+    #: What a click or a line in the picture does, unless napari's own tools have the mouse.
     tool: CorrectionTool = "select"
+    #: Whether they have it: to paint a new object, or because the person took the brush or the eraser.
+    painting: Literal["", "new", "by hand"] = ""
     #: Id of the object at hand; 0 for none.
     current: int = 0
     #: Whether that one is accepted.

@@ -227,6 +227,17 @@ def test_a_tuned_model_with_the_worse_score_answers_nothing(split_loop: tuple[Lo
     assert not any(tile.by_tuned for tile in loop.tiles(4))
 
 
+@pytest.mark.parametrize(("behind", "leads"), [(0.01, True), (0.1, False)])
+def test_a_tuned_model_that_is_about_as_good_answers(split_loop: tuple[Loop, np.ndarray], behind: float,
+                                                     leads: bool) -> None:
+    loop, _ = split_loop
+    loop.inbox.offer(TunedAnswer(model(1), 0.01, 1))
+    instant = scored(loop).instant_score
+    assert instant is not None
+    loop.inbox.offer(TunedAnswer(model(1), instant - behind, 1))
+    assert scored(loop).tuned_leads == leads
+
+
 def test_a_new_stroke_is_answered_at_once_where_it_lies_though_the_tuned_model_leads(
         split_loop: tuple[Loop, np.ndarray]) -> None:
     loop, labels = split_loop

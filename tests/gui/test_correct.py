@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from napari.layers import Shapes
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
@@ -200,6 +201,19 @@ def test_two_clicks_merge_and_one_undo_parts_again(viewer, correcting, person):
     assert accepted(correcting).ids == {first}
 
 
+def test_after_a_merge_nothing_is_at_hand_and_nothing_outlined(viewer, correcting, person):
+    person.key(Qt.Key.Key_M)
+    click(person, *PLACES[0])
+    assert outlined(viewer)
+    click(person, *PLACES[1])
+    assert not outlined(viewer)
+    assert correcting.session.correction.current == 0
+
+
+def outlined(viewer):
+    return any(layer.visible and len(layer.data) for layer in viewer.layers if isinstance(layer, Shapes))
+
+
 def test_a_line_splits_and_the_camera_stays(viewer, correcting, person):
     layer = viewer.layers["cells objects"]
     before, centre = layer.data.copy(), viewer.scene.camera.center
@@ -270,6 +284,7 @@ def test_next_goes_through_what_is_not_accepted(viewer, correcting, person):
         person.key(Qt.Key.Key_A)
     assert visited == sorted({layer.data[place] for place in PLACES})
     assert accepted(correcting).ids == set(visited)
+    assert correcting.correct.notice.text().startswith("Object ")
     person.key(Qt.Key.Key_N)
     assert "All objects of this plane are accepted" in correcting.correct.notice.text()
     assert correcting.correct.progress_words.text().startswith(f"{len(CELLS)} of {len(CELLS)} accepted")
@@ -321,6 +336,84 @@ def test_an_object_that_was_not_found_is_painted_and_accepted(viewer, correcting
         person.key(Qt.Key.Key_Z, CTRL)
     np.testing.assert_array_equal(layer.data, before)
     assert not accepted(correcting)
+
+
+def test_a_new_object_takes_nothing_from_those_beside_it(viewer, correcting, person):
+    layer = viewer.layers["cells objects"]
+    before = layer.data.copy()
+    person.key(Qt.Key.Key_C)
+    layer.brush_size = 10
+    person.drag([at(30, column) for column in range(60, 110, 2)])
+    number = layer.data[30, 75]
+    assert number == before.max() + 1
+    np.testing.assert_array_equal(layer.data[before > 0], before[before > 0])
+    assert accepted(correcting).ids == {number}
+    # napari's brush on an object at hand may take from others, as always.
+    person.key(Qt.Key.Key_Escape)
+    assert not layer.preserve_labels
+
+
+def test_the_lit_button_is_the_one_that_has_the_mouse(viewer, correcting, person):
+    dock, layer = correcting.correct, viewer.layers["cells objects"]
+
+    def lit():
+        buttons = {**dock.tools, "new": dock.new_object}
+        return [name for name, button in buttons.items() if button.isChecked()]
+
+    assert lit() == ["select"]
+    person.key(Qt.Key.Key_M)
+    assert lit() == ["merge"]
+    layer.mode = "erase"
+    assert lit() == []
+    assert "Esc" in dock.notice.text()
+    person.key(Qt.Key.Key_Escape)
+    assert lit() == ["select"]
+    for _ in range(2):
+        person.click(dock.new_object)
+        assert lit() == ["new"]
+    person.click(dock.tools["split"])
+    assert lit() == ["split"]
+
+
+def test_after_a_choice_in_a_list_keys_are_the_pictures(viewer, correcting, person):
+    dock = correcting.correct
+    window = dock.window()
+    dock.layer.setFocus()
+    assert window.focusWidget() is dock.layer
+    dock.layer.activated.emit(0)
+    assert window.focusWidget() is not dock.layer
+
+
+def test_the_tools_leave_planes_alone_that_are_not_seen(viewer, workspace, image, person, seen):
+    viewer.add_image(np.stack([image] * 3), name="stack")
+    workspace.session.set_axes(workspace.session.image.key, "ZYX")
+    workspace.session.set_options(scope="layer", output="objects")
+    segment(workspace, person)
+    person.click(workspace.correct.toggle)
+    layer, proofreading = viewer.layers["stack objects"], workspace.annotate.bench.proofreading
+    before = layer.data.copy()
+    proofreading.go_on()
+    viewer.dims.ndisplay = 3
+    proofreading.delete()
+    np.testing.assert_array_equal(layer.data, before)
+    assert "does not show planes" in workspace.correct.notice.text()
+    viewer.dims.ndisplay = 2
+    proofreading.delete()
+    assert (layer.data != before).any()
+
+
+def test_the_objects_offered_are_those_of_the_image_that_is_worked_on(viewer, found, person, image):
+    dock, session = found.correct, found.session
+    viewer.add_image(image, name="other")
+    assert session.image.name == "other"
+    assert dock.layer.currentText() == "cells objects"
+    segment(found, person)
+    assert dock.layer.currentText() == "other objects"
+    session.choose_image(str(viewer.layers["cells"].unique_id))
+    assert dock.layer.currentText() == "cells objects"
+    choose(dock.layer, str(viewer.layers["other objects"].unique_id))
+    assert dock.layer.currentText() == "other objects"
+    assert session.image.name == "other"
 
 
 def test_an_accepted_object_that_is_rubbed_out_is_gone(viewer, correcting, person):
@@ -560,6 +653,7 @@ def test_masks_from_elsewhere_teach_about_the_image_of_their_name_or_that_is_sai
     assert "4 objects on '012'" in session.taught_in_words()
     # It stays so, whatever image is worked on.
     session.choose_image(key_of["000"])
+    choose(dock.layer, masks["of some image"])
     assert dock.image.currentText() == "012"
     person.click(dock.toggle)
     assert "2 of 2 accepted" in dock.progress_words.text()
@@ -579,6 +673,7 @@ def test_planes_of_stacks_are_corrected_one_by_one(viewer, workspace, person, se
     workspace.session.set_options(scope="layer", output="objects")
     segment(workspace, person)
     person.click(workspace.correct.toggle)
+    assert workspace.correct.accept_all.text() == "All planes"
     layer = viewer.layers["stack objects"]
     stack_axis = next(i for i, letter in enumerate(axes) if letter in "TZ")
     viewer.dims.order = order

@@ -75,9 +75,37 @@ def test_an_image_of_another_size_fills_the_view_and_one_of_the_same_size_leaves
 def test_a_new_annotation_shows_its_image(viewer, workspace, image, person):
     viewer.add_image(image, name="first")
     viewer.add_image(image, name="second")
-    assert workspace.session.image.name == "first"
+    workspace.session.choose_image(str(viewer.layers["first"].unique_id))
     person.click(workspace.annotate.new)
     assert seen(viewer) == {"first", "first annotation"}
+
+
+def test_an_image_that_is_opened_on_top_is_worked_on(viewer, several, image):
+    viewer.add_image(image, name="opened")
+    assert several.session.image.name == "opened"
+    viewer.add_image(image, name="beside", translate=(0, 2 * image.shape[1]))
+    viewer.add_image(image, name="channel", blending="additive")
+    assert several.session.image.name == "opened"
+
+
+def test_the_brush_comes_back_to_strokes_from_an_image_without_any(viewer, several, image):
+    choose(several.annotate.image, "a")
+    viewer.add_image(image, name="bare")
+    viewer.layers.selection.active = viewer.layers["a annotation"]
+    several.session.choose_image(str(viewer.layers["a"].unique_id))
+    choose(several.annotate.image, "bare")
+    assert viewer.layers.selection.active == viewer.layers["bare"]
+    choose(several.annotate.image, "b")
+    assert viewer.layers.selection.active == viewer.layers["b annotation"]
+
+
+def test_from_the_end_of_a_long_stack_a_shorter_one_is_seen(viewer, workspace, image):
+    for name, n_planes in (("short", 3), ("long", 9)):
+        viewer.add_image(np.stack([image] * n_planes), name=name)
+        workspace.session.set_axes(str(viewer.layers[name].unique_id), "ZYX")
+    viewer.dims.set_current_step(0, 8)
+    choose(workspace.annotate.image, "short")
+    assert viewer.dims.current_step[0] == 2
 
 
 def test_channels_images_side_by_side_and_grids_stay_as_they_are(viewer, workspace, image):

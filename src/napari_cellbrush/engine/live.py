@@ -30,6 +30,9 @@ from napari_cellbrush.events import HeadFitted, LiveEvent, LiveScored, LiveTile,
 WHOLE = slice(None), slice(None)
 #: Seconds between two looks at the stop token while there is nothing to do.
 _IDLE_S = 0.1
+#: The tuned model answers unless the instant one scores higher by this: held-out strokes are few, and between strokes a
+#: network that knows shapes errs less than a classifier of pixels.
+_HEAD_START = 0.02
 #: Labelled pixels of one class that are gathered from one tile.
 _MAX_PER_TILE = 1_000
 
@@ -180,7 +183,7 @@ class _Loop:
         scores = self._instant_score, tuned.score if tuned else None
         # Without a score for both, whoever answers goes on.
         if scores[0] is not None and scores[1] is not None:
-            self._tuned_leads = scores[1] > scores[0]
+            self._tuned_leads = scores[1] > scores[0] - _HEAD_START
         return LiveScored(self._letters.strokes.generation, *scores, self._tuned_leads)
 
     # ----------------------------------------------------------------------------------------------- answers

@@ -41,7 +41,12 @@ class ChoiceBox(QComboBox):
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(10)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.activated.connect(lambda _: self.chosen.emit(self.value()))
+        self.activated.connect(self._on_activated)
+
+    def _on_activated(self, _: int) -> None:
+        # Keys are the picture's again: here, the next one would choose what begins with its letter.
+        self.clearFocus()
+        self.chosen.emit(self.value())
 
     def value(self) -> str | None:
         """The key of the shown name."""

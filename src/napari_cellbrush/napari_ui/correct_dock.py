@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
-from qtpy.QtCore import QSignalBlocker, QTimer
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QPushButton
 
 from napari_cellbrush.napari_ui.config_form import Fold
@@ -96,7 +97,8 @@ class CorrectDock(Dock):
         self.delete.setToolTip("There is no object here: later runs find none, and fine-tuning learns background")
         self.fill = QPushButton("Fill holes  (H)")
         self.new_object = QPushButton("New  (C)")
-        self.new_object.setToolTip("Paint an object that was not found")
+        self.new_object.setCheckable(True)
+        self.new_object.setToolTip("Paint an object that was not found; those around it keep their pixels")
         self.undo = QPushButton("Undo  (Ctrl+Z)")
         self.redo = QPushButton("Redo  (Ctrl+Shift+Z)")
         self.column.addLayout(side_by_side(self.delete, self.fill, self.new_object))
@@ -130,6 +132,9 @@ class CorrectDock(Dock):
             button.clicked.connect(lambda _=False, action=action: action())
         for tool, button in self.tools.items():
             button.clicked.connect(lambda _=False, tool=tool: proofreading.use(tool))
+        for button in (*self.tools.values(), self.new_object):
+            # Qt checks what is clicked, or the other way round; what counts is who has the mouse.
+            button.clicked.connect(lambda _=False: self._refresh_tools())
         self.table.chosen.connect(proofreading.go_to)
         self.fold.toggled.connect(lambda _: self._table_timer.start())
         self._table_timer.timeout.connect(self._refresh_table)
@@ -147,10 +152,8 @@ class CorrectDock(Dock):
     def _refresh(self) -> None:
         session, correction = self.session, self.session.correction
         choices = self.bench.proofreading.choices()
-        kept = correction.layer or self.layer.value()
-        keys = [mask.key for mask in choices]
         self.layer.set_choices([(mask.key, mask.name, "") for mask in choices],
-                               kept if kept in keys else next(iter(keys), None), "None yet")
+                               correction.layer or self._proposed(choices), "None yet")
         self._refresh_image(next((mask for mask in choices if mask.key == self.layer.value()), None))
         on = bool(correction.layer)
         self.toggle.setText("Stop correcting" if on else "Correct")
@@ -161,9 +164,7 @@ class CorrectDock(Dock):
         for widget in (self.accept, self.delete, self.fill):
             widget.setEnabled(bool(correction.current))
         self.accept.setText("Take back  (A)" if correction.current_accepted else "Object  (A)")
-        blocker = QSignalBlocker(self._group)
-        self.tools[correction.tool].setChecked(True)
-        blocker.unblock()
+        self._refresh_tools()
         at_hand = f" At hand: {correction.current}." if correction.current else ""
         self.progress_words.setText(f"{correction.n_accepted:,} of {correction.n_objects:,} accepted.{at_hand}")
         for part in (self.tool_box, self.table_box):
@@ -171,6 +172,26 @@ class CorrectDock(Dock):
         self._table_timer.start()
         self.notice.setValue(correction.notice)
         self._refresh_search()
+
+    def _proposed(self, choices: Sequence[MaskEntry]) -> str | None:
+        """Key of the objects to correct: those that were shown, unless only others are of the image worked on."""
+        image_of, at_work = self.bench.exporting.image, self.session.image
+        shown = next((mask for mask in choices if mask.key == self.layer.value()), None)
+        if shown is not None and image_of(shown) in (None, at_work):
+            return shown.key
+        proposed = next((mask for mask in choices if image_of(mask) == at_work), shown) or next(iter(choices), None)
+        return proposed.key if proposed else None
+
+    def _refresh_tools(self) -> None:
+        """Which one has the mouse; none of them while one of napari's has it."""
+        correction = self.session.correction
+        self._group.setExclusive(False)
+        for tool, button in self.tools.items():
+            button.setChecked(tool == correction.tool and not correction.painting)
+        self._group.setExclusive(True)
+        self.new_object.setChecked(correction.painting == "new")
+        several_planes = self.session.image is not None and bool(set(self.session.image.axes) & set("TZ"))
+        self.accept_all.setText("All planes" if several_planes else "All")
 
     def _refresh_image(self, mask: MaskEntry | None) -> None:
         """To be chosen for labels from elsewhere; those that a run made are of the image that it saw."""
@@ -199,8 +220,12 @@ class CorrectDock(Dock):
     def _on_layer_chosen(self, key: str) -> None:
         if self.session.correction.layer:
             self.bench.proofreading.start(key)
-        else:
-            self._refresh()
+            return
+        mask = next(mask for mask in self.bench.proofreading.choices() if mask.key == key)
+        image = self.bench.exporting.image(mask)
+        if image is not None:
+            self.bench.showing.choose(image.key)
+        self._refresh()
 
     def _on_toggled(self, on: bool) -> None:
         if on:

@@ -41,6 +41,8 @@ _HINTS: dict[CorrectionTool, str] = {
     "select": "Click an object to work on it.",
     "merge": "Click two objects that are one.",
     "split": "Draw a line across an object, from outside to outside."}
+_BY_HAND = "One of napari's own tools has the mouse: what it changes is accepted. Esc to end."
+_NO_PLANE = "The view does not show planes of the image. Turn the axes back, or go to 2D."
 
 
 class Proofreading(QObject):
@@ -147,6 +149,7 @@ class Proofreading(QObject):
             layer.bind_key(key, _without_layer(action), overwrite=True)
         layer.mouse_drag_callbacks.append(self._on_drag)
         layer.events.selected_label.connect(self._on_label_selected)
+        layer.events.mode.connect(self._on_mode)
         layer.events.set_data.connect(self._on_shown)
         self._histories[layer_key].painted.connect(self._on_painted)
         self._session.set_correction(layer=layer_key, tool="select", current=0)
@@ -162,11 +165,13 @@ class Proofreading(QObject):
             layer.bind_key(key, None)
         layer.mouse_drag_callbacks.remove(self._on_drag)
         layer.events.selected_label.disconnect(self._on_label_selected)
+        layer.events.mode.disconnect(self._on_mode)
         layer.events.set_data.disconnect(self._on_shown)
         history = self._histories.get(str(layer.unique_id))
         if history is not None:
             history.painted.disconnect(self._on_painted)
         layer.mode = "pan_zoom"
+        layer.preserve_labels = False
         if self._marks is not None:
             self._marks.close()
             self._marks = None
@@ -224,13 +229,13 @@ class Proofreading(QObject):
         self._session.set_correction(current=number)
         if number and layer.selected_label != number:
             layer.selected_label = number
-        self._refresh()
+        self._refresh(Notice(_HINTS[self._session.correction.tool]) if number and layer.mode == "pan_zoom" else None)
 
     def go_on(self, step: int = 1) -> None:
         """Go to the next object that is not accepted yet, or with a step of -1 to the one before."""
         from napari_cellbrush.engine.proofreading import next_object
 
-        if self._layer is None:
+        if self._layer is None or not self._sees_a_plane():
             return
         number = next_object(self._boxes_shown(), self._session.correction.current, self._accepted.ids, step)
         if number:
@@ -265,7 +270,7 @@ class Proofreading(QObject):
             self._say(str(error), "warning")
             return
         if region is None:
-            self._say("The view does not show planes of the image. Turn the axes back, or go to 2D.", "warning")
+            self._say(_NO_PLANE, "warning")
             return
         whole = self._boxes_shown().within(region)
         seen = frozenset(np.unique(self._plane()[region]).tolist()) - {0}
@@ -317,6 +322,9 @@ class Proofreading(QObject):
             self._session.set_correction(tool="select", current=0)
             layer.selected_label = number
             layer.mode = "paint"
+            # What was not found lies, as a rule, beside what was.
+            layer.preserve_labels = True
+            self._session.set_correction(painting="new")
             self._say("Paint one object; right-click and circle it to fill it. C for the next one, Esc to end.")
 
     def undo(self) -> None:
@@ -340,9 +348,10 @@ class Proofreading(QObject):
             self._say("Click the object that belongs to this one.")
             return
         edit = merged(self._plane(), self._boxes_shown(), first, second)
+        # The next click is on the first of two others.
+        self._session.set_correction(current=0)
         self._change(edit, self._accepted.with_objects([first]).without_objects([second]))
         self._say(f"Objects {first} and {second} are one, {first}.")
-        self._session.set_correction(current=0)
 
     def _split(self, path: list[tuple[float, float]]) -> None:
         from napari_cellbrush.engine.proofreading import crossed, split
@@ -411,8 +420,7 @@ class Proofreading(QObject):
     def _path_on_plane(self, positions: list[Any]) -> list[tuple[float, float]] | None:
         """Rows and columns, outside of the image too; None where the view shows no planes of it."""
         layer = self._layer
-        if layer is None or set(self._displayed()) != {self._axes.index("Y"), self._axes.index("X")}:
-            self._say("The view does not show planes of the image. Turn the axes back, or go to 2D.", "warning")
+        if layer is None or not self._sees_a_plane():
             return None
         points = [layer.world_to_data(np.asarray(position)[-layer.ndim :]) for position in positions]
         return [(float(at[self._axes.index("Y")]), float(at[self._axes.index("X")])) for at in points]
@@ -505,6 +513,14 @@ class Proofreading(QObject):
             self._session.set_correction(current=number if number in self._boxes_shown() else 0)
             self._refresh()
 
+    def _on_mode(self, event: Any) -> None:
+        """napari's own tools took the mouse, or gave it back."""
+        layer = self._corrected
+        layer.preserve_labels = False
+        is_resting = layer.mode in ("pan_zoom", "transform")
+        self._session.set_correction(painting="" if is_resting else "by hand",
+                                     notice=Notice(_HINTS[self._session.correction.tool] if is_resting else _BY_HAND))
+
     def _on_shown(self, event: Any = None) -> None:
         """Another plane, an undo, or somebody wrote: what is known of boxes no longer holds."""
         self._forget_boxes()
@@ -538,6 +554,13 @@ class Proofreading(QObject):
         """The layer's axes that the view shows."""
         return layers.displayed_axes(self._layer, self._book.viewer.dims) if self._layer is not None else []
 
+    def _sees_a_plane(self) -> bool:
+        """Whether the view shows what the tools work on; says so if not."""
+        sees = set(self._displayed()) == {self._axes.index("Y"), self._axes.index("X")}
+        if not sees:
+            self._say(_NO_PLANE, "warning")
+        return sees
+
     def _plane(self) -> NDArray[Any]:
         plane: NDArray[Any] = layers.in_engine_order(self._corrected.data, self._axes)[self._index()]
         return plane
@@ -557,7 +580,7 @@ class Proofreading(QObject):
     def _at_hand(self) -> int:
         """The object that the next action is about; says so if there is none."""
         number = self._session.correction.current
-        if self._layer is None:
+        if self._layer is None or not self._sees_a_plane():
             return 0
         if number not in self._boxes_shown():
             self._say("Click an object first.", "warning")

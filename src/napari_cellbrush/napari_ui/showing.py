@@ -33,7 +33,11 @@ class Showing(QObject):
         self._book = bench.book
         #: Keys of the layers that stepped aside.
         self._aside: set[str] = set()
+        #: Whether the brush was given up only because the image that was chosen has no strokes.
+        self._brush_waits = False
+        self._known = {image.key for image in self._session.images}
         self._book.removed.connect(self._on_layer_removed)
+        self._session.images_changed.connect(self._on_images_changed)
 
     def choose(self, image_key: str) -> None:
         """Work on another image, and look at it."""
@@ -64,10 +68,14 @@ class Showing(QObject):
                 layer.visible = False
         if any(not np.allclose(layer.extent.world[:, -2:], image.extent.world[:, -2:]) for layer in was_in_sight):
             _fit_view(viewer, image)
+        _go_into(viewer, image)
         if active is not None and self._image_of(active) in rivals:
-            was_painting = str(active.unique_id) in self._session.annotations.values()
-            if not (was_painting and self._bench.annotating.take_brush(image_key)):
+            was_painting = self._brush_waits or str(active.unique_id) in self._session.annotations.values()
+            self._brush_waits = was_painting and not self._bench.annotating.take_brush(image_key)
+            if self._brush_waits or not was_painting:
                 viewer.layers.selection.active = image
+        else:
+            self._brush_waits = False
 
     def reveal(self, layer: Layer) -> None:
         """Show a layer, or have it shown as soon as its image is in sight."""
@@ -90,11 +98,33 @@ class Showing(QObject):
         painted = (image for image, annotation in self._session.annotations.items() if annotation == key)
         return key if self._session.find_image(key) else next(painted, str(note.get("image", "")))
 
+    def _on_images_changed(self) -> None:
+        """An image that is opened on top of the one that is worked on is worked on; not while that would end a work."""
+        session, known = self._session, self._known
+        self._known = {image.key for image in session.images}
+        opened = next((image for image in session.images if image.key not in known), None)
+        covered = session.image
+        if opened is None or covered is None or session.live.busy or session.correction.layer:
+            return
+        if _in_one_place(self._book.layer(covered.key), self._book.layer(opened.key)):
+            session.choose_image(opened.key)
+
     def _on_layer_removed(self, _: str) -> None:
         """Without the image that was in sight, the one that is chosen now is."""
         image = self._session.image
         if image is not None and image.key in self._aside:
             self.show(image.key)
+
+
+def _go_into(viewer: Any, layer: Layer) -> None:
+    """Move to the nearest plane that a layer has: a longer stack may have been seen beyond its end."""
+    before = viewer.dims.ndim - layer.ndim
+    for axis in viewer.dims.not_displayed:
+        if axis >= before:
+            low, high = layer.extent.world[:, axis - before]
+            at = viewer.dims.point[axis]
+            if not low <= at <= high:
+                viewer.dims.set_point(axis, min(max(at, low), high))
 
 
 def _fit_view(viewer: Any, layer: Layer) -> None:
