@@ -3,6 +3,7 @@ from __future__ import annotations
 import dask.array as da
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -136,6 +137,17 @@ def test_lazy_images_are_handed_to_the_engine_without_being_read():
 ])
 def test_axes_come_from_the_layers_names_or_are_guessed(shape, rgb, names, axes):
     layer = Image(np.zeros(shape, np.float32), rgb=rgb, axis_labels=names)
+    assert layers.layer_axes(layer) == axes
+
+
+@pytest.mark.parametrize(("written", "shape", "axes"), [("CYX", (5, 6, 7), "CYX"), ("TYX", (5, 6, 7), "TYX"),
+                                                        ("CYX", (5, 6, 8), "ZYX"), (None, (5, 6, 7), "ZYX")])
+def test_axes_that_the_file_names_are_believed_while_it_holds_this_image(viewer, tmp_path, written, shape, axes):
+    path = tmp_path / "image.tif"
+    metadata = {"axes": written} if written else None
+    tifffile.imwrite(path, np.zeros((5, 6, 7), np.uint16), photometric="minisblack", metadata=metadata)
+    (layer,) = viewer.open(str(path), plugin="napari")
+    layer.data = np.zeros(shape, np.uint16)
     assert layers.layer_axes(layer) == axes
 
 

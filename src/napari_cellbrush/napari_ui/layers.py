@@ -8,6 +8,8 @@ one there, stretched over all channels, so that both still lie on top of each ot
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,17 +46,36 @@ def full_resolution(layer: Layer) -> Any:
 
 
 def layer_axes(layer: Layer) -> str:
-    """The likeliest axes of a layer's array: named ones if they make sense, else guessed; empty if hopeless."""
+    """The likeliest axes of a layer's array: named ones if they make sense, else guessed; empty if hopeless.
+
+    Names come from the layer, or from the file that it was read from.
+    """
     shape, rgb = tuple(full_resolution(layer).shape), bool(getattr(layer, "rgb", False))
     known = {name: letter for letter, name in AXIS_NAMES.items()} | {letter.lower(): letter for letter in AXIS_NAMES}
     named = [known.get(str(label).lower(), "") for label in getattr(layer, "axis_labels", ())]
     letters = "".join(named) + ("S" if rgb else "")
     if all(named) and len(letters) == len(shape) == len(set(letters)) and {"Y", "X"} <= set(letters):
         return letters
+    source = layer.source.path
+    in_file = _axes_in_file(Path(source), shape) if source and len(shape) > 2 + rgb else ""
+    if in_file:
+        return in_file
     try:
         return guess_axes(shape, rgb)
     except ImageError:
         return ""
+
+
+@lru_cache(maxsize=64)
+def _axes_in_file(path: Path, shape: tuple[int, ...]) -> str:
+    """What a file says of its axes; empty if it says nothing, or holds another image by now."""
+    from napari_cellbrush.engine.image_file import open_image
+
+    try:
+        planes = open_image(path).planes
+    except (CellbrushError, OSError):
+        return ""
+    return planes.axes if tuple(planes.data.shape) == shape else ""
 
 
 def planes_of(layer: Layer, axes: str) -> Planes:
