@@ -171,7 +171,7 @@ class Proofreading(QObject):
         if history is not None:
             history.painted.disconnect(self._on_painted)
         layer.mode = "pan_zoom"
-        layer.preserve_labels = False
+        self._end_new(layer)
         if self._marks is not None:
             self._marks.close()
             self._marks = None
@@ -516,10 +516,15 @@ class Proofreading(QObject):
     def _on_mode(self, event: Any) -> None:
         """napari's own tools took the mouse, or gave it back."""
         layer = self._corrected
-        layer.preserve_labels = False
+        self._end_new(layer)
         is_resting = layer.mode in ("pan_zoom", "transform")
         self._session.set_correction(painting="" if is_resting else "by hand",
                                      notice=Notice(_HINTS[self._session.correction.tool] if is_resting else _BY_HAND))
+
+    def _end_new(self, layer: Labels) -> None:
+        """What is painted from now on may take pixels from objects again."""
+        if self._session.correction.painting == "new":
+            layer.preserve_labels = False
 
     def _on_shown(self, event: Any = None) -> None:
         """Another plane, an undo, or somebody wrote: what is known of boxes no longer holds."""
