@@ -25,7 +25,7 @@ from napari_cellbrush.config import (
     TrainingConfig,
 )
 from napari_cellbrush.engine.accepted import Accepted
-from napari_cellbrush.engine.axes import AXIS_NAMES, check_axes
+from napari_cellbrush.engine.axes import AXIS_NAMES, PixelSize, check_axes
 from napari_cellbrush.errors import ConfigError
 from napari_cellbrush.events import TrainingEvent, TrainingStarted, span_in_words
 
@@ -259,6 +259,7 @@ class Session:
     image_chosen = Signal()
     #: The key of an image whose axes mean something else now.
     axes_changed = Signal(str)
+    pixel_sizes_changed = Signal()
     classes_changed = Signal()
     class_chosen = Signal()
     brush_changed = Signal()
@@ -282,6 +283,7 @@ class Session:
         # Thin enough for the line between two cells.
         self.brush_px = 4
         self._axes: dict[str, str] = {}
+        self._pixel_sizes: dict[str, PixelSize] = {}
         self._annotations: dict[str, str] = {}
         self._painted: dict[str, tuple[int, ...]] = {}
         self._accepted: dict[str, tuple[str, Accepted]] = {}
@@ -357,6 +359,20 @@ class Session:
             self._axes[key] = check_axes(axes, image.shape)
             self.set_layers(self.images, self.masks)
             self.axes_changed.emit(key)
+
+    def pixel_size_said(self, key: str) -> PixelSize | None:
+        """How large somebody said that the pixels of an image are; None for as read."""
+        return self._pixel_sizes.get(key)
+
+    def say_pixel_size(self, key: str, size: PixelSize | None) -> None:
+        """Say how large the pixels of an image are, or of a mask whose image nobody knows; None: as read."""
+        if size == self._pixel_sizes.get(key):
+            return
+        if size is None:
+            del self._pixel_sizes[key]
+        else:
+            self._pixel_sizes[key] = size
+        self.pixel_sizes_changed.emit()
 
     def _forget_lost_layers(self) -> None:
         images, labels = {i.key for i in self.images}, {m.key for m in self.masks if m.labels}

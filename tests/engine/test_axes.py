@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from napari_cellbrush.engine.axes import PixelSize, check_axes, guess_axes
 from napari_cellbrush.errors import ConfigError, ImageError
@@ -49,6 +51,15 @@ def test_images_with_too_few_or_many_axes_are_refused(shape: tuple[int, ...]) ->
 ])
 def test_a_pixel_size_is_read_as_people_write_it(text: str, size: PixelSize) -> None:
     assert PixelSize.read(text) == size
+
+
+LENGTHS = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+
+
+@given(LENGTHS, LENGTHS, st.none() | LENGTHS)
+def test_what_was_written_in_full_is_read_as_it_was(y: float, x: float, z: float | None) -> None:
+    size = PixelSize(y, x, z, "µm")
+    assert PixelSize.read(size.written()) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1 x 2 x 3 x 4", "0.3 mm", "small"])

@@ -16,6 +16,7 @@ from qtpy.QtCore import Qt
 from napari_cellbrush.config import AutosaveConfig
 from napari_cellbrush.engine import session_folder
 from napari_cellbrush.engine.accepted import Accepted
+from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.session_folder import SessionWriter, read_card, read_labels
 from napari_cellbrush.engine.session_folders import list_sessions
 from napari_cellbrush.errors import SessionFileError
@@ -256,6 +257,47 @@ def test_strokes_of_other_classes_are_not_mixed_with_those_of_another_image(view
     assert painted.session.classes[1].name == "cell"
 
 
+@pytest.mark.parametrize(("written", "said"), [("0.65", PixelSize(0.65, 0.65, None, "µm")),
+                                               ("2 x 0.123456789 x 0.5", PixelSize(0.123456789, 0.5, None, "µm"))])
+def test_a_pixel_size_that_was_said_is_known_after_a_restart(viewer, painted, image, person, written, said):
+    save(painted.bench, person)
+    # A moment after the last stroke.
+    exporting = painted.bench.exporting
+    exporting.say_pixel_size(painted.session.masks[0], PixelSize.read(written))
+    save(painted.bench, person)
+    reopen(viewer, painted.bench, image, person)
+    painted.bench.autosaving.restore(painted.session.image.key)
+    person.wait(lambda: painted.session.annotations)
+    assert exporting.pixel_size(painted.session.masks[0], "YX") == said
+
+
+def test_a_pixel_size_that_was_said_since_counts_more_than_a_saved_one(viewer, painted, image, person):
+    exporting = painted.bench.exporting
+    exporting.say_pixel_size(painted.session.masks[0], PixelSize.read("0.65"))
+    save(painted.bench, person)
+    reopen(viewer, painted.bench, image, person)
+    viewer.add_labels(np.ones(image.shape, int), name="cells objects")
+    exporting.say_pixel_size(painted.session.masks[0], PixelSize.read("0.3"))
+    painted.bench.autosaving.restore(painted.session.image.key)
+    person.wait(lambda: painted.session.annotations)
+    assert [exporting.pixel_size(mask, "YX").y for mask in painted.session.masks] == [0.3, 0.3]
+
+
+@pytest.mark.parametrize("saved", [None, -1, "wide", [0.5], {"y": 0.5}])
+def test_a_saved_pixel_size_that_is_none_does_not_cost_the_strokes(viewer, painted, image, person, saved):
+    save(painted.bench, person)
+    session = list_sessions()[0][0]
+    strange = session.card.replace(settings={**session.card.settings, "export": {"pixel_size_um": saved}})
+    (session.path / session_folder.CARD_NAME).write_text(strange.model_dump_json())
+    strokes = on_disk()
+    reopen(viewer, painted.bench, image, person)
+    painted.bench.autosaving.restore(painted.session.image.key)
+    person.wait(lambda: painted.session.annotations)
+    assert np.array_equal(painted.bench.annotating.layer_of(painted.session.image.key).data, strokes)
+    assert ("The saved pixel size is not used" in painted.session.keeping.notice.text) == (saved is not None)
+    assert not painted.bench.exporting.pixel_size(painted.session.masks[0], "YX").is_known
+
+
 def test_settings_that_this_version_does_not_know_do_not_cost_the_strokes(viewer, painted, image, person):
     save(painted.bench, person)
     session = list_sessions()[0][0]
@@ -403,6 +445,7 @@ def test_corrected_objects_are_saved_and_restored_with_what_was_accepted(viewer,
     layer.data[10:20, 10:20], layer.data[40:60, 40:60] = 300, 2
     layer.refresh()
     accepted = Accepted(frozenset({300}), frozenset({(50, 3, 9)}))
+    bench.exporting.say_pixel_size(session.masks[0], PixelSize(0.5, 0.5, None, "µm"))
     session.set_accepted(str(layer.unique_id), key, accepted)
     ids = layer.data.copy()
     reopen(viewer, bench, image, person)
@@ -414,6 +457,7 @@ def test_corrected_objects_are_saved_and_restored_with_what_was_accepted(viewer,
     person.wait(lambda: session.accepted_of(session.image.key))
     ((key, restored),) = session.accepted_of(session.image.key).items()
     assert restored == accepted
+    assert bench.exporting.pixel_size(session.masks[0], "YX") == PixelSize(0.5, 0.5, None, "µm")
     back = bench.book.layer(key)
     assert back.dtype == ids.dtype
     assert np.array_equal(back.data, ids)

@@ -141,6 +141,12 @@ def test_a_pixel_size_can_be_said_and_holds_for_all_layers_of_the_image(viewer, 
     assert not open_image(tmp_path / "classes.tif").pixel_size.is_known
 
 
+def test_a_pixel_size_that_comes_back_with_a_session_is_shown(viewer, dock):
+    key = str(viewer.add_labels(np.ones((8, 9), np.uint8), name="cells").unique_id)
+    dock.session.say_pixel_size(key, PixelSize(0.3, 0.2, None, "µm"))
+    assert dock.size_line.text() == "0.3 × 0.2"
+
+
 def test_an_emptied_pixel_size_is_again_the_one_that_was_read(viewer, dock):
     viewer.add_labels(np.ones((8, 9), np.uint8), name="cells", scale=(0.2, 0.1), units=("um", "um"))
     for text, shown in (("0.5", "0.5 × 0.5"), ("", "0.2 × 0.1")):

@@ -38,6 +38,10 @@ class PixelSize:
         """Whether somebody said how large a pixel is."""
         return self.unit != "pixel" or {self.y, self.x, self.z or 1.0} != {1.0}
 
+    def written(self) -> str:
+        """The numbers in full, as :meth:`read` takes them; the unit is left out."""
+        return " x ".join(str(float(length)) for length in (self.z, self.y, self.x) if length is not None)
+
     @classmethod
     def read(cls, text: str) -> Self:
         """What a person wrote: one number in µm, or row × column, or depth × row × column, with × or x between.

@@ -24,6 +24,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_cellbrush.config import AutosaveConfig, ClassDefinition, InferenceConfig, TrainingConfig, without_retired
 from napari_cellbrush.engine.accepted import Accepted
+from napari_cellbrush.engine.axes import PixelSize
 from napari_cellbrush.engine.session_folder import (
     ImageIdentity,
     LabelsName,
@@ -145,7 +146,7 @@ class Autosaving(QObject):
         for key, (kind, image) in present.items():
             layer = self._bench.book.layer(key)
             if key not in self._watches and layer is not None:
-                self._watches[key] = LayerWatch(layer, self._keeper(image, kind), self._bench.book.viewer)
+                self._watches[key] = LayerWatch(layer, self._keeper(image, kind), self._bench.book.viewer, image.key)
         for key, watch in self._watches.items():
             watch.accepted, watch.unseen = self._session.accepted_in(key), self._bench.annotating.unseen_in(key)
         if self._watches and not self._timer.isActive():
@@ -169,7 +170,7 @@ class Autosaving(QObject):
     def _save(self, watches: Sequence[LayerWatch]) -> None:
         changed = []
         for watch in watches:
-            work = Work.of(self._session, watch.accepted, watch.unseen)
+            work = Work.of(self._session, watch.accepted, watch.unseen, watch.image_key)
             painted = watch.take(work)
             if painted is not None:
                 changed.append((watch, painted, work))
@@ -228,6 +229,8 @@ class Autosaving(QObject):
                 restored.work.onto(self._session)
                 self._bench.annotating.replace(image_key, restored.labels)
                 self._bench.annotating.set_unseen(image_key, restored.unseen)
+            if restored.work.pixel_size and not self._session.pixel_size_said(image_key):
+                self._session.say_pixel_size(image_key, restored.work.pixel_size)
         except CellbrushError as error:
             self._on_restoring_failed(error)
             return
@@ -268,10 +271,13 @@ class LayerWatch:
         Who saves it.
     viewer
         Only asked which plane it shows.
+    image_key
+        Of the image that the labels lie on.
     """
 
-    def __init__(self, layer: Labels, keeper: Keeper, viewer: Any) -> None:
+    def __init__(self, layer: Labels, keeper: Keeper, viewer: Any, image_key: str = "") -> None:
         self.keeper = keeper
+        self.image_key = image_key
         #: Of a layer of objects, and of one of strokes; kept here, because a layer that is removed forgets it.
         self.accepted = Accepted()
         self.unseen: NDArray[np.bool_] | None = None
@@ -331,12 +337,14 @@ class Work:
     accepted: Accepted
     #: What was painted before an answer was seen; None while nobody has.
     unseen: NDArray[np.bool_] | None = field(default=None, compare=False)
+    #: What somebody said of the image; None for as read.
+    pixel_size: PixelSize | None = None
 
     @classmethod
-    def of(cls, session: Session, accepted: Accepted, unseen: NDArray[np.bool_] | None) -> Work:
+    def of(cls, session: Session, accepted: Accepted, unseen: NDArray[np.bool_] | None, image_key: str = "") -> Work:
         """As it is now."""
         return cls(session.classes, session.training_config, session.inference_config, session.base, session.model,
-                   session.brush_px, accepted, unseen)
+                   session.brush_px, accepted, unseen, session.pixel_size_said(image_key))
 
     @classmethod
     def from_card(cls, card: SessionCard) -> tuple[Work, tuple[str, ...]]:
@@ -352,7 +360,13 @@ class Work:
 
         training, inference = read("training", TrainingConfig), read("inference", InferenceConfig)
         accepted = Accepted(frozenset(card.accepted), frozenset(card.emptied))
-        return cls(card.classes, training, inference, card.base, card.model, card.brush_px, accepted), tuple(problems)
+        said, size = card.settings.get("export", {}).get("pixel_size_um"), None
+        try:
+            size = PixelSize.read(str(said)) if said else None
+        except ConfigError as error:
+            problems.append(f"The saved pixel size is not used. {error.problem}.")
+        return cls(card.classes, training, inference, card.base, card.model, card.brush_px, accepted,
+                   pixel_size=size), tuple(problems)
 
     def onto(self, session: Session) -> None:
         """Work with it. Models that are no longer there stay unchosen."""
@@ -364,6 +378,9 @@ class Work:
     def card(self, image: ImageIdentity) -> SessionCard:
         """The card of a session without its labels."""
         settings = {"training": self.training.model_dump(), "inference": self.inference.model_dump()}
+        if self.pixel_size:
+            # Here versions that know nothing of it pass over it.
+            settings["export"] = {"pixel_size_um": self.pixel_size.written()}
         return SessionCard(image=image, classes=self.classes, settings=settings, base=self.base, model=self.model,
                            brush_px=self.brush_px, accepted=tuple(sorted(self.accepted.ids)),
                            emptied=tuple(sorted(self.accepted.emptied)))

@@ -84,6 +84,7 @@ class ExportDock(Dock):
         self.listen(session.images_changed, self._refresh)
         self.listen(session.image_chosen, self._refresh)
         self.listen(session.annotations_changed, self._refresh)
+        self.listen(session.pixel_sizes_changed, self._refresh_size)
         self.listen(session.export.changed, self._refresh_run)
 
     def choose(self, key: str) -> None:

@@ -38,8 +38,6 @@ class Exporting(QObject):
         self._job: Job | None = None
         #: What made the pixels that a layer's table was measured on, by key.
         self._measured: dict[str, Any] = {}
-        #: What somebody said, by the key of the image.
-        self._said_sizes: dict[str, PixelSize | None] = {}
         #: Where something was written last.
         self._folder: Path | None = None
         bench.session.segmentation.changed.connect(self._forget_old_tables)
@@ -73,7 +71,7 @@ class Exporting(QObject):
 
     def say_pixel_size(self, mask: MaskEntry, size: PixelSize | None) -> None:
         """Say how large the pixels of a layer are, and of all others of the same image; None: as read."""
-        self._said_sizes[self._image_key(mask)] = size
+        self._bench.session.say_pixel_size(self._image_key(mask), size)
 
     def image(self, mask: MaskEntry) -> ImageEntry | None:
         """The image that objects were found in, or that somebody said.
@@ -134,8 +132,8 @@ class Exporting(QObject):
         return image.key if image else mask.key
 
     def _size(self, mask: MaskEntry, axes: str) -> PixelSize:
-        read, said = self._size_as_read(self._bench.book.layer(mask.key), axes), self._said_sizes.get(
-            self._image_key(mask))
+        read = self._size_as_read(self._bench.book.layer(mask.key), axes)
+        said = self._bench.session.pixel_size_said(self._image_key(mask))
         return said.over(read, axes) if said else read
 
     def _size_as_read(self, layer: Any, axes: str) -> PixelSize:
