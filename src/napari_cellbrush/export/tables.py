@@ -16,6 +16,8 @@ from napari_cellbrush.engine.measure import column_title
 from napari_cellbrush.errors import ExportError
 
 Row = dict[str, str | int | float]
+#: Digits of numbers that are not whole: more than any measurement has, fewer than binary fractions need.
+DIGITS = 10
 
 
 def save_rows(path: Path, rows: Sequence[Row], *, overwrite: bool = False) -> Path:
@@ -26,7 +28,7 @@ def save_rows(path: Path, rows: Sequence[Row], *, overwrite: bool = False) -> Pa
     path
         The file: as that of :func:`save_table`; what a row lacks stays empty.
     rows
-        Name to value.
+        Name to value; numbers as in :func:`save_table`.
     overwrite
         Replace an existing file.
 
@@ -39,7 +41,7 @@ def save_rows(path: Path, rows: Sequence[Row], *, overwrite: bool = False) -> Pa
     with _opened(path, overwrite) as file:
         writer = csv.DictWriter(file, list(names))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _readable(value) for name, value in row.items()} for row in rows)
     return path
 
 
@@ -61,8 +63,8 @@ def save_table(path: Path | str, columns: Mapping[str, NDArray[Any]], *, unit: s
     Returns
     -------
     Path
-        The file: UTF-8 with a byte order mark, without which Excel does not read "µ"; commas; numbers with as many
-        digits as give the same number again, true and false as 1 and 0.
+        The file: UTF-8 with a byte order mark, without which Excel does not read "µ"; commas; whole numbers in full,
+        others with :data:`DIGITS` digits at most; true and false as 1 and 0.
 
     Raises
     ------
@@ -74,13 +76,18 @@ def save_table(path: Path | str, columns: Mapping[str, NDArray[Any]], *, unit: s
     if len(set(lengths.values())) != 1:
         raise ExportError(f"Got columns of different lengths or none: {lengths}", "Measure objects first")
     header = [column_title(name, unit) for name in columns]
-    # Python's own numbers print the fewest digits that give the same number again.
     values = [(column.astype(np.int64) if column.dtype == bool else column).tolist() for column in columns.values()]
     with _opened(path, overwrite) as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(zip(*values, strict=True))
+        writer.writerows(map(_readable, row) for row in zip(*values, strict=True))
     return path
+
+
+def _readable(value: Any) -> Any:
+    """221.8125 for 221.81250000000003."""
+    # A sum of intensities may have more digits than that, all of them exact.
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) and not value.is_integer() else value
 
 
 @contextmanager
