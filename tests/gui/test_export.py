@@ -95,6 +95,18 @@ def test_an_existing_file_is_only_replaced_after_asking(viewer, dock, person, tm
     np.testing.assert_array_equal(tifffile.imread(path), 1)
 
 
+def test_who_does_not_replace_a_file_is_told_where_it_lies_and_that_nothing_was_written(viewer, dock, person, tmp_path,
+                                                                                        monkeypatch):
+    viewer.add_labels(np.ones((4, 5), np.uint8), name="mask")
+    assert export(dock, person, tmp_path / "mask.tif").kind == "success"
+    asked, no = [], QMessageBox.StandardButton.No
+    monkeypatch.setattr(QMessageBox, "question", lambda *words: asked.append(words[-1]) or no)
+    monkeypatch.chdir(tmp_path)
+    notice = export(dock, person, "mask.tif")
+    assert asked == [f"'mask.tif' exists already in the folder {tmp_path}. Replace it?"]
+    assert (notice.text, notice.kind) == ("Nothing was written.", "info")
+
+
 def test_the_default_file_lies_beside_the_image(viewer, dock, tmp_path):
     tifffile.imwrite(tmp_path / "slide.tif", np.zeros((8, 8), np.uint8))
     layer = viewer.open(str(tmp_path / "slide.tif"), plugin="napari")[0]

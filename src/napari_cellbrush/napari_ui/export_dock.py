@@ -233,11 +233,14 @@ class ExportDock(Dock):
         path = self._fitting(Path(text).expanduser())
         overwrite = path.exists()
         if overwrite and not self._may_overwrite(path):
+            # What an earlier export wrote would read as if this one had.
+            self.session.export.say("Nothing was written.")
             return
         self.bench.exporting.start(mask, path, self.axes.text(), overwrite=overwrite, format=self._format())
 
     def _may_overwrite(self, path: Path) -> bool:
-        answer = QMessageBox.question(self, "Export", f"{path} exists already. Replace it?")
+        words = f"'{path.name}' exists already in the folder {path.absolute().parent}. Replace it?"
+        answer = QMessageBox.question(self, "Export", words)
         return answer == QMessageBox.StandardButton.Yes
 
 
