@@ -325,6 +325,45 @@ def test_objects_of_another_layer_become_background_cell_and_boundary(viewer, do
     np.testing.assert_array_equal(viewer.layers["cells annotation"].data, objects_to_classes(objects))
 
 
+def test_labels_that_cover_the_image_do_not_hide_it_and_strokes_stand_out(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    covering = viewer.add_labels(np.ones(image.shape, int), name="covering")
+    take_over(dock, person)
+    assert viewer.layers["cells annotation"].opacity == layers.COVERING_OPACITY
+    dock.session.add_class()
+    dock.bench.annotating.remove_class(3)
+    assert viewer.layers["cells annotation"].opacity == layers.COVERING_OPACITY
+    viewer.layers.remove(covering)
+    viewer.add_labels(np.pad(np.ones((20, 20), int), ((0, 100), (0, 130))), name="a few strokes")
+    take_over(dock, person)
+    assert viewer.layers["cells annotation [1]"].opacity == layers.ANNOTATION_OPACITY
+
+
+def test_the_dialog_takes_more_values_than_classes_for_objects(viewer, dock, image, person):
+    viewer.add_image(image, name="cells")
+    made = {"metadata": {"cellbrush": {"axes": "YX", "output": "objects"}}}
+    for name, highest, look in (("two found", 2, made), ("33", 33, {}), ("classes", 3, {})):
+        labels = np.zeros(image.shape, int)
+        labels[50:60, 60:70] = highest
+        viewer.add_labels(labels, name=name, **look)
+    person.click(dock.take_over)
+    dialog = dock.findChild(TakeOverDialog)
+    assert dialog.classes.isChecked()
+    for name, kind in (("33", "objects"), ("two found", "objects"), ("classes", "classes")):
+        number = dialog.source.findText(name)
+        dialog.source.setCurrentIndex(number)
+        dialog.source.activated.emit(number)
+        assert (dialog.classes.isChecked(), dialog.objects.isChecked()) == (kind == "classes", kind == "objects")
+    dialog.close()
+
+
+def test_a_mask_that_napari_opened_as_an_image_is_told_how_to_be_used(viewer, dock, image):
+    viewer.add_image(image, name="cells")
+    viewer.add_image(image.astype(int), name="mask")
+    assert not dock.take_over.isEnabled()
+    assert "Convert to Labels" in dock.take_over.toolTip()
+
+
 @pytest.mark.parametrize(("values", "words"), [
     (np.full((120, 150), 9, np.uint8), "the value 9, but there are 3 classes"),
     (np.zeros((20, 20), np.uint8), "have the shape (20, 20)"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -31,6 +33,32 @@ def askew(ndim: int) -> dict:
     affine[-2, -3] = 0.1
     return {"scale": np.arange(2, 2 + ndim) / 4, "translate": np.arange(ndim) * 1.5, "affine": affine,
             "units": ["second", "um", "nm", "um", "mm"][-ndim:]}
+
+
+# ---------------------------------------------------------------------------------- labels at a glance
+
+
+def test_only_the_middle_of_the_plane_shown_is_read_of_labels():
+    read = []
+
+    class Labels4D:
+        shape, ndim, dtype = (2, 3, 4000, 500), 4, np.dtype(np.int32)
+
+        def __getitem__(self, place):
+            read.append(place)
+            return np.arange(12).reshape(3, 4)
+
+    source = SimpleNamespace(data=Labels4D(), metadata={"cellbrush": {"axes": "TZYX"}}, ndim=4,
+                             world_to_data=lambda point: point)
+    assert layers.largest_at_a_glance(source, (1.2, 1.8, 900, 0)) == 11
+    assert read == [(1, 2, slice(1488, 2512), slice(0, 500))]
+
+
+@given(st.integers(1, 3), st.integers(1, 60), st.integers(1, 60), st.booleans())
+def test_strokes_are_see_through_where_they_cover_a_plane(n, height, width, covers):
+    strokes = np.zeros((n, height, width), np.uint8)
+    strokes[-1] = covers
+    assert layers.opacity_of(strokes) == (layers.COVERING_OPACITY if covers else layers.ANNOTATION_OPACITY)
 
 
 # ---------------------------------------------------------------------------------- labels lie on images

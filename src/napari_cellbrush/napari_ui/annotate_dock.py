@@ -38,6 +38,9 @@ _HOW_IT_WORKS = ("What you leave unpainted (0) is unlabelled, not background. So
                  "Objects). Each piece of an object class becomes one cell; a boundary keeps touching cells apart."
                  "\n\nYou can also teach with whole cells, each with a number of its own: Correct, Paint objects.")
 
+_FROM_LABELS = ("Start from a copy of a labels layer: painted classes, or objects (instance masks). A mask that was "
+                "opened as an image becomes one by a right click on it in the list of layers: Convert to Labels")
+
 
 class AnnotateDock(Dock):
     """Shows images, axes, classes and brush; makes annotation layers."""
@@ -55,7 +58,7 @@ class AnnotateDock(Dock):
         self.column.addWidget(self.recovery)
         self.new = QPushButton("New annotation")
         self.take_over = QPushButton("From labels…")
-        self.take_over.setToolTip("Start from a copy of a labels layer: painted classes, or objects (instance masks)")
+        self.take_over.setToolTip(_FROM_LABELS)
         self.column.addLayout(side_by_side(self.new, self.take_over))
         for button in (self.new, self.take_over):
             button.setMinimumHeight(BIG_BUTTON_PX)
@@ -230,7 +233,8 @@ class AnnotateDock(Dock):
             return
         image = self.session.image
         replaced = self.bench.annotating.layer_of(image.key) if image is not None else None
-        dialog = TakeOverDialog(self._sources(), replaced.name if replaced is not None else "", self)
+        dialog = TakeOverDialog(self._sources(), replaced.name if replaced is not None else "",
+                                self.bench.annotating.likely_kind, self)
         dialog.chosen.connect(self._on_source_chosen)
         dialog.open()
 
@@ -253,19 +257,22 @@ class AnnotateDock(Dock):
 
 
 class TakeOverDialog(QDialog):
-    """Asks which labels layer to start from, and what its values mean."""
+    """Asks which labels layer to start from, and what its values mean: at first what ``likely_kind`` says of it."""
 
     #: The layer's key, and "classes" or "objects".
     chosen = Signal(str, str)
 
-    def __init__(self, sources: list[MaskEntry], replaced: str, parent: QWidget | None = None) -> None:
+    def __init__(self, sources: list[MaskEntry], replaced: str, likely_kind: Callable[[str], LabelKind],
+                 parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self._likely_kind = likely_kind
         self.setWindowTitle("Annotation from labels")
         self.source = ChoiceBox()
         self.source.set_choices([(mask.key, mask.name, "") for mask in sources], sources[0].key)
         self.classes = QRadioButton("Its values are classes (0 unlabelled, 1 first class, …)")
         self.objects = QRadioButton("Its values are objects (0 background, each id one object)")
-        self.classes.setChecked(True)
+        self._preselect()
+        self.source.chosen.connect(lambda _: self._preselect())
         self._kinds = QButtonGroup(self)
         for button in (self.classes, self.objects):
             self._kinds.addButton(button)
@@ -278,6 +285,10 @@ class TakeOverDialog(QDialog):
             note += f" The copy takes the place of '{replaced}', whose strokes no longer count."
         for widget in (self.source, self.classes, self.objects, wrapped_label(note), buttons):
             layout.addWidget(widget)
+
+    def _preselect(self) -> None:
+        kind = self._likely_kind(self.source.value() or "")
+        (self.objects if kind == "objects" else self.classes).setChecked(True)
 
     def accept(self) -> None:
         """Say what was chosen."""

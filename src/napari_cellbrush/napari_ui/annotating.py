@@ -91,9 +91,19 @@ class Annotating(QObject):
             If the image was removed, or nobody knows its axes.
         """
         image, replaced = self._image(image_key), self.layer_of(image_key)
-        self._place(image_key, self._start(image, strokes))
+        self._place(image_key, self._start(image, strokes, opacity=layers.opacity_of(strokes)))
         if replaced is not None:
             self._bench.showing.hide(replaced)
+
+    def likely_kind(self, labels_key: str) -> LabelKind:
+        """What the values of a labels layer mean: what a run says that wrote them, else as far as a glance tells."""
+        layer = self._book.layer(labels_key)
+        noted = layers.note_of(layer).get("output") if layer is not None else "classes"
+        if noted == "classes":
+            return "classes"
+        is_objects = noted == "objects" or (
+            layers.largest_at_a_glance(layer, self._book.viewer.dims.point) > len(self._session.classes))
+        return "objects" if is_objects else "classes"
 
     def take_over(self, labels_key: str, image_key: str, kind: LabelKind) -> None:
         """Make an annotation layer from a copy of another labels layer, which is hidden then.
@@ -148,7 +158,7 @@ class Annotating(QObject):
             old = self._book.layer(self._session.annotation_of(image_key))
             name, old.name = old.name, f"{old.name} (before)"
             unseen = self.unseen_in(str(old.unique_id))
-            self._place(image_key, self._start(self._image(image_key), data, name))
+            self._place(image_key, self._start(self._image(image_key), data, name, old.opacity))
             self.set_unseen(image_key, unseen)
             self._book.viewer.layers.remove(old)
 
@@ -223,11 +233,12 @@ class Annotating(QObject):
                                   "Write one letter per axis into the field Axes")
         return image
 
-    def _start(self, image: ImageEntry, data: NDArray[np.uint8], name: str = "") -> Labels:
+    def _start(self, image: ImageEntry, data: NDArray[np.uint8], name: str = "",
+               opacity: float = layers.ANNOTATION_OPACITY) -> Labels:
         session = self._session
         image_layer = self._book.layer(image.key)
         layer = layers.new_labels(
-            image_layer, image.axes, data, name or f"{image.name} annotation", opacity=layers.ANNOTATION_OPACITY,
+            image_layer, image.axes, data, name or f"{image.name} annotation", opacity=opacity,
             colormap=layers.class_colormap(session.classes), features=layers.class_features(session.classes))
         layer.brush_size = session.brush_px
         layer.selected_label = session.current_class + 1

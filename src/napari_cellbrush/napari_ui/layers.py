@@ -27,12 +27,20 @@ from napari_cellbrush.errors import AnnotationError, CellbrushError, ImageError
 METADATA_KEY = "cellbrush"
 #: Strokes and results share the classes' colours: only one of them may hide the image.
 ANNOTATION_OPACITY = 1.0
+#: Of an annotation that leaves next to nothing of a plane unpainted, as copies of masks do: the image must be seen.
+COVERING_OPACITY = 0.5
 RESULT_OPACITY = 0.35
 PROBABILITY_OPACITY = 0.8
 #: Opacity of the background class in a result: enough to see what is segmented already.
 BACKGROUND_ALPHA = 0.25
 #: Rows looked at together when pixels are counted.
 _COUNT_BLOCK_ROWS = 512
+#: Share of a plane from which on strokes hide the image.
+_COVERING_SHARE = 0.5
+#: Rows and columns from one pixel to the next, where a share need not be exact.
+_SAMPLE_STEP = 8
+#: Rows and columns that are read of labels to see what kind they are.
+_GLANCE_PX = 1024
 
 Index = tuple[int, ...]
 
@@ -386,6 +394,28 @@ def count_labels(plane: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
         block = plane[start : start + _COUNT_BLOCK_ROWS]
         counts += [np.count_nonzero(block == value) for value in range(1, n_classes + 1)]
     return counts
+
+
+def opacity_of(strokes: NDArray[np.uint8]) -> float:
+    """How opaque an annotation of these strokes (stack axes + YX) may be without hiding the image."""
+    painted = strokes[..., ::_SAMPLE_STEP, ::_SAMPLE_STEP] > 0
+    covers = painted.mean(axis=(-2, -1)).max(initial=0) > _COVERING_SHARE
+    return COVERING_OPACITY if covers else ANNOTATION_OPACITY
+
+
+def largest_at_a_glance(layer: Labels, point: Sequence[float]) -> int:
+    """The largest value in the middle of the plane shown at a world point; more may have to be read from far away."""
+    data, axes = full_resolution(layer), mask_axes(layer)
+    if not axes:
+        return 0
+    stack = dict(zip((letter for letter in axes if letter in "TZ"), plane_index(layer, axes, point), strict=True))
+    place = tuple(_middle(n) if letter in "YX" else stack.get(letter, 0)
+                  for letter, n in zip(axes, data.shape, strict=True))
+    return int(np.asarray(data[place]).max(initial=0))
+
+
+def _middle(n: int) -> slice:
+    return slice(max(0, (n - _GLANCE_PX) // 2), min(n, (n + _GLANCE_PX) // 2))
 
 
 def without_class(labels: NDArray[np.uint8], value: int) -> NDArray[np.uint8]:
