@@ -218,7 +218,7 @@ class Checkpoint:
     """A model that fine-tuning or Live gave in this session; it stays in the library."""
 
     name: str
-    #: That were painted when it was made.
+    #: Connected pieces of one class that there were when it was made: strokes, and what accepted objects teach.
     n_strokes: int
     score: float | None
     interval: tuple[float, float] | None

@@ -287,7 +287,8 @@ def test_models_of_a_session_are_on_a_timeline_to_compare_and_to_go_back_to(view
     assert dock.history is None
     person.click(dock.run.button)
     finished(painted, person)
-    assert dock.history.choice.currentText() == "cells model: no score, 6 strokes"
+    assert dock.history.choice.currentText() == "cells model"
+    assert dock.history.details.text() == "No score, 6 labelled pieces."
     assert not dock.history.use.isEnabled()  # it is in use
     layer = painted.annotate.bench.annotating.layer_of(session.image.key)
     layer.data_setitem((np.array([110, 111]), np.array([7, 7])), np.uint8(1))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 # pyqtgraph takes the Qt binding that is already loaded: qtpy goes first.
 from qtpy.QtCore import QEvent  # isort: skip
 from qtpy.QtGui import QColor, QPalette
@@ -13,13 +16,27 @@ LOSS_COLOR = "#4c9be8"
 SCORE_COLOR = "#e8873a"
 
 
+class _Counts(pg.AxisItem):  # type: ignore[misc]  # pyqtgraph has no types
+    """An axis of what is counted: there is no half a step, and none before the first."""
+
+    def tickSpacing(self, minVal: float, maxVal: float, size: float) -> Any:
+        """Distances between numbers, largest first."""
+        return [(spacing, offset) for spacing, offset in super().tickSpacing(minVal, maxVal, size)
+                if spacing >= 1] or [(1, 0)]
+
+    def tickStrings(self, values: Sequence[float], scale: float, spacing: float) -> list[str]:
+        """What stands at them."""
+        texts: list[str] = super().tickStrings(values, scale, spacing)
+        return [text if value >= 0 else "" for text, value in zip(texts, values, strict=True)]
+
+
 class Plot(QWidget):
     """One plot without menus, buttons or dragging.
 
     Parameters
     ----------
     bottom
-        Title of the horizontal axis.
+        Title of the horizontal axis, which counts something.
     height_px
         The widget's height.
     titles
@@ -30,7 +47,7 @@ class Plot(QWidget):
                  parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._titles = titles
-        view = pg.PlotWidget(background=None)
+        view = pg.PlotWidget(background=None, axisItems={"bottom": _Counts("bottom")})
         view.setFrameShape(view.Shape.NoFrame)
         self._plot = view.getPlotItem()
         self._plot.setMenuEnabled(False)
