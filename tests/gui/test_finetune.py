@@ -499,6 +499,14 @@ def test_outcomes_in_words(values, words):
     assert outcome_in_words(TunedModel("m", improved, base, score, reason, ended, 9, "before")) == words
 
 
+@pytest.mark.parametrize(("interval", "words"), [
+    ((0.37, 1.0), "Done: 0.73 instead of 0.69 on the held-out strokes, which may be chance. Saved as 'm'."),
+    ((0.71, 0.75), "Done: better than before on the held-out strokes. Saved as 'm'."),
+])
+def test_a_gain_within_the_range_of_the_score_may_be_chance(interval, words):
+    assert outcome_in_words(TunedModel("m", True, 0.69, 0.73, "", "steps", 9, "before", interval)) == words
+
+
 @pytest.mark.parametrize(("names", "sizes", "words"), [
     (("a", "b"), (), ""),
     (("a", "b"), (40.2, 39.9), " Objects are taken to be 40 px across."),

@@ -192,6 +192,9 @@ def outcome_in_words(tuned: TunedModel) -> str:
     if tuned.base_score is None:
         return f"{ended}: {tuned.score:.2f} on the held-out strokes. {saved}"
     if f"{tuned.score:.2f}" != f"{tuned.base_score:.2f}":
+        numbers = f"{tuned.score:.2f} instead of {tuned.base_score:.2f}"
+        if tuned.interval and tuned.interval[0] <= tuned.base_score <= tuned.interval[1]:
+            return f"{ended}: {numbers} on the held-out strokes, which may be chance. {saved}"
         return f"{ended}: better than before on the held-out strokes. {saved}"
     more = " With more time it may learn more." if tuned.ended == "time" else ""
     return f"{ended}: as good as before on the held-out strokes.{more} {saved}"
