@@ -21,6 +21,7 @@ from napari_cellbrush import cli, config
 from napari_cellbrush.cli import main
 from napari_cellbrush.cli_objects import linked
 from napari_cellbrush.cli_options import given_settings
+from napari_cellbrush.cli_progress import training_bar
 from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, NetworkConfig, TrainingConfig
 from napari_cellbrush.engine import held_out, inference, learner, model_file, planes, training
 from napari_cellbrush.engine.annotation import objects_to_classes
@@ -29,6 +30,7 @@ from napari_cellbrush.engine.image_file import open_image
 from napari_cellbrush.engine.metrics import average_precision, class_iou
 from napari_cellbrush.engine.model import ModelCard, new_model
 from napari_cellbrush.engine.model_file import add_to_library, read_card, read_model, save_model
+from napari_cellbrush.events import Preparing
 from napari_cellbrush.export.mask_tiff import read_provenance
 
 TINY = NetworkConfig(depth=3, base_filters=8)
@@ -72,6 +74,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 # ------------------------------------------------------------------------------------------------ the whole path
+
+
+@pytest.mark.parametrize(("what", "words"), [("sizes", "Measuring objects"), ("head", "Fitting a first answer")])
+def test_the_bar_says_what_is_prepared(what: Any, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with training_bar() as show:
+        show(Preparing(what))
+    assert words in capsys.readouterr().err
 
 
 def test_train_then_segment_then_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from napari_cellbrush.events import (
     BaseScoring,
     InferenceEvent,
     InferenceStarted,
+    Preparing,
     StopToken,
     TileSegmented,
     TileSizeReduced,
@@ -31,6 +32,7 @@ from napari_cellbrush.events import (
 
 #: Exit codes.
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_PREPARATIONS = {"sizes": "Measuring objects", "head": "Fitting a first answer"}
 
 
 def tell(text: str) -> None:
@@ -92,7 +94,9 @@ def training_bar() -> Iterator[Callable[[TrainingEvent], None]]:
         words: dict[str, str] = {}
 
         def show(event: TrainingEvent) -> None:
-            if isinstance(event, BaseScoring):
+            if isinstance(event, Preparing):
+                bar.update(task, description=_PREPARATIONS[event.what])
+            elif isinstance(event, BaseScoring):
                 bar.update(task, description="Scoring the base")
             elif isinstance(event, TrainingStarted):
                 _announce(bar, task, event)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,14 @@ class PauseToken:
     def wait(self, seconds: float) -> bool:
         """Wait until released, at most so long; whether it is free now."""
         return self._free.wait(seconds)
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """Before the first step: what is about to be done, of what may take a while."""
+
+    #: Measuring how large objects are, or fitting the last layer to classes that the base does not know.
+    what: Literal["sizes", "head"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,8 @@ class TrainingNote:
     text: str
 
 
-TrainingEvent = BaseScoring | TrainingStarted | TrainingStep | ValidationScored | TrainingResumed | TrainingNote
+TrainingEvent = (Preparing | BaseScoring | TrainingStarted | TrainingStep | ValidationScored | TrainingResumed
+                 | TrainingNote)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from napari_cellbrush.engine.training import TrainingResult, scratch_model, trai
 from napari_cellbrush.errors import AnnotationError, ImageError, ModelError, OutOfMemory, TrainingDiverged
 from napari_cellbrush.events import (
     BaseScoring,
+    Preparing,
     StopToken,
     TrainingEvent,
     TrainingNote,
@@ -339,6 +340,20 @@ def test_that_the_base_is_being_scored_is_said_first(tuned: Model, scratch: Mode
     assert events[0].n_tiles >= 1
     assert result.base_score is not None
     assert isinstance(run(scratch, image, strokes(inside))[0][0], TrainingStarted)
+
+
+def test_what_is_prepared_is_said_where_there_is_something_to_do(tuned: Model) -> None:
+    image, inside = blobs()
+    sized = Model(tuned.network, tuned.card.replace(diameter_px=20.0))
+
+    def prepared(base: Model, config: TrainingConfig = TINY, **options: Any) -> list[str]:
+        events, _ = run(base, image, strokes(inside), config.replace(max_steps=1), **options)
+        return [event.what for event in events if isinstance(event, Preparing)]
+
+    assert prepared(tuned) == []
+    assert prepared(sized) == ["sizes"]
+    assert prepared(sized, TINY.replace(diameter_px=20.0)) == []
+    assert prepared(sized, classes=classes_from_names(["sky", "star"])) == ["sizes", "head"]
 
 
 def test_a_teacher_is_asked_about_what_is_learnt_from_too(scratch: Model) -> None:

@@ -14,6 +14,7 @@ from napari_cellbrush.engine.model_file import list_models, read_model
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.events import (
     BaseScoring,
+    Preparing,
     TrainingNote,
     TrainingResumed,
     TrainingStarted,
@@ -108,6 +109,11 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
     go_on = []
 
     def train(base, *args, stop, **kwargs):
+        for what in ("sizes", "head"):
+            yield Preparing(what)
+            while not go_on:
+                time.sleep(0.01)
+            go_on.clear()
         yield BaseScoring(4)
         while not go_on:
             time.sleep(0.01)
@@ -126,6 +132,10 @@ def test_progress_curve_and_score_are_live(painted, person, monkeypatch):
     monkeypatch.setattr(training, "train", train)
     dock = painted.finetune
     person.click(dock.run.button)
+    person.wait(lambda: dock.run.notice.text() == "Measuring how large objects are…")
+    go_on.append(True)
+    person.wait(lambda: dock.run.notice.text() == "Fitting a first answer to your classes…")
+    go_on.append(True)
     person.wait(lambda: dock.run.notice.text() == "Scoring the base on your strokes…")
     go_on.append(True)
     person.wait(lambda: painted.session.training.count == "step 1 of 10")

@@ -58,6 +58,7 @@ from napari_cellbrush.engine.unet import UNet
 from napari_cellbrush.errors import AnnotationError, CellbrushError, OutOfMemory, TrainingStateError
 from napari_cellbrush.events import (
     BaseScoring,
+    Preparing,
     StopToken,
     TrainingEvent,
     TrainingNote,
@@ -149,8 +150,9 @@ def train(
     Yields
     ------
     TrainingEvent
-        :class:`BaseScoring` if the base is to be scored, :class:`TrainingStarted`, then :class:`TrainingResumed` if
-        it goes on, then steps and scores; a :class:`TrainingNote` where a state cannot be used or kept.
+        :class:`Preparing` and :class:`BaseScoring` where that is to be done, :class:`TrainingStarted`, then
+        :class:`TrainingResumed` if it goes on, then steps and scores; a :class:`TrainingNote` where a state cannot be
+        used or kept.
 
     Raises
     ------
@@ -198,6 +200,8 @@ def _train(
         kept.restore({"course": course})
         began -= course.seconds
     else:
+        if base.card.diameter_px is not None and not config.diameter_px:
+            yield Preparing("sizes")
         course.diameters_px = object_diameters(base, images, config.diameter_px, device, stop,
                                                Painted(split.train, classes))
     scales = base.card.scales_for(course.diameters_px, len(images))
@@ -215,6 +219,7 @@ def _train(
     if kept:
         kept.restore({"learner": learner, "patches": patches, "best": best})
     elif probe.needs_head(base, classes, config):
+        yield Preparing("head")
         learner.fit_head((patches.next_batch() for _ in range(probe.N_BATCHES)), len(classes),
                          known_classes(base, classes))
     elif base.card.n_steps > 0 and knows_all(base, classes):

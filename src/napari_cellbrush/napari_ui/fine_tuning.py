@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import QObject
 
 from napari_cellbrush.errors import CellbrushError
-from napari_cellbrush.events import BaseScoring, TrainingEvent, TrainingNote, TrainingStarted, TrainingStep
+from napari_cellbrush.events import (
+    BaseScoring,
+    Preparing,
+    TrainingEvent,
+    TrainingNote,
+    TrainingStarted,
+    TrainingStep,
+)
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job
 from napari_cellbrush.session import ImageEntry, Phase, TunedModel, sizes_in_words
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
+
+_PREPARATIONS = {"sizes": "Measuring how large objects are…", "head": "Fitting a first answer to your classes…"}
 
 
 class FineTuning(QObject):
@@ -127,6 +136,8 @@ class FineTuning(QObject):
         self._session.add_training_event(event)
         if self._run.phase is not Phase.RUNNING:
             pass
+        elif isinstance(event, Preparing):
+            self._run.say(_PREPARATIONS[event.what])
         elif isinstance(event, BaseScoring):
             self._run.say("Scoring the base on your strokes…")
         elif isinstance(event, TrainingStarted):
