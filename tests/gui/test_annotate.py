@@ -51,6 +51,8 @@ def test_the_list_of_images_follows_the_viewer_whatever_happens_to_its_layers(vi
     viewer.add_labels(np.zeros((4, 4), np.uint8), name="labels")
     viewer.add_points(np.zeros((1, 2)))
     assert names(dock.image) == ["second", "first"]
+    assert dock.image.currentText() == "second"
+    dock.session.choose_image(str(first.unique_id))
     assert dock.image.currentText() == "first"
     first.name = "renamed"
     assert names(dock.image) == ["second", "renamed"]
