@@ -71,9 +71,6 @@ GAP_PX = 3.0
 CLASS_WEIGHTS = np.array([0.0, 1.0, 1.0, 1.5], np.float32)
 #: Border weights of the paper (equation 2), narrower because objects are smaller here than there.
 BORDER_WEIGHT, BORDER_SIGMA_PX = 4.0, 2.5
-#: Small objects, and what is this near to them, weigh as the square root of how many of them fill an object of the size
-#: that the network is to see, up to this: objects are counted, but pixels are learnt.
-MOST_SMALL_WEIGHT, SMALL_REACH_PX = 3.0, 3
 #: Largest step size of each optimiser.
 RATES = {"muon": 1e-3, "adamw": 6e-4}
 #: Share of the steps, at the end, in which the rate falls.
@@ -336,23 +333,9 @@ def _targets(truth: NDArray[np.int64], is_classes: bool) -> tuple[NDArray[np.int
     """Background 1, cell 2, boundary 3, and 0 where the truth is silent; and what each pixel weighs."""
     if is_classes:
         return truth, CLASS_WEIGHTS[truth]
-    objects = _objects(truth)
-    classes = np.where(truth == 0, 0, objects_to_classes(objects, boundary_px=2)).astype(np.int64)
-    weights = border_weights(objects, known=truth > 0, class_weight=CLASS_WEIGHTS[classes], w0=BORDER_WEIGHT,
-                             sigma_px=BORDER_SIGMA_PX)
-    return classes, weights * _small_weights(objects)
-
-
-def _small_weights(objects: NDArray[np.int64]) -> NDArray[np.float32]:
-    """How much more each pixel YX of small objects and around them weighs, at least 1."""
-    areas = np.bincount(objects.ravel())
-    areas[0] = objects.size
-    # Nobody knows how large the objects are that the patch cuts.
-    for edge in (objects[0], objects[-1], objects[:, 0], objects[:, -1]):
-        areas[edge] = objects.size
-    of_objects = np.sqrt(np.pi * RADIUS_PX**2 / np.maximum(areas, 1)).clip(1, MOST_SMALL_WEIGHT).astype(np.float32)
-    weights: NDArray[np.float32] = ndimage.maximum_filter(of_objects[objects], 2 * SMALL_REACH_PX + 1)
-    return weights
+    classes = np.where(truth == 0, 0, objects_to_classes(_objects(truth), boundary_px=2)).astype(np.int64)
+    return classes, border_weights(_objects(truth), known=truth > 0, class_weight=CLASS_WEIGHTS[classes],
+                                   w0=BORDER_WEIGHT, sigma_px=BORDER_SIGMA_PX)
 
 
 def shape_of(truth: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -193,14 +193,6 @@ def test_the_gap_between_touching_objects_weighs_most(recipe: ModuleType) -> Non
     assert weights[0].tolist() == [0, 1, 1, 1.5]
 
 
-def test_small_objects_and_what_is_around_them_weigh_more_but_not_what_the_patch_cuts(recipe: ModuleType) -> None:
-    truth = np.ones((80, 80), np.int64)
-    truth[10:16, 10:16], truth[40:64, 40:64], truth[:3, 60:63] = 2, 3, 4
-    weights = recipe._targets(truth, False)[1]
-    assert weights[12, 12] == weights[12, 8] == recipe.MOST_SMALL_WEIGHT
-    assert weights[52, 52] == weights[1, 61] == weights[78, 5] == 1
-
-
 def test_the_shape_of_objects_is_their_rims_distance_and_their_centres_way(recipe: ModuleType) -> None:
     truth = np.ones((60, 60), np.int64)
     truth[20:41, 10:31], truth[20:41, 31:52], truth[50:], truth[:5] = 2, 7, 9, 0

@@ -17,7 +17,7 @@ from scipy import ndimage
 from skimage.measure import label
 from skimage.morphology import disk
 
-from napari_cellbrush.config import DEFAULT_CLASSES, ObjectsConfig, classes_from_names
+from napari_cellbrush.config import DEFAULT_CLASSES, classes_from_names
 from napari_cellbrush.engine.annotation import (
     CORRECTIONS_PER_STROKE,
     GAP_PX,
@@ -31,8 +31,6 @@ from napari_cellbrush.engine.annotation import (
     objects_to_classes,
     rescaled,
 )
-from napari_cellbrush.engine.metrics import average_precision
-from napari_cellbrush.engine.objects import objects_from_probabilities
 from napari_cellbrush.engine.planes import Planes
 from napari_cellbrush.errors import AnnotationError
 
@@ -189,18 +187,6 @@ def test_thin_cells_side_by_side_are_told_apart_and_thin_cells_alone_stay_cells(
     assert cores(classes).max() == 3
     assert (classes[3:5, 2:28] == 3).all()
     assert (classes[9:11, 2:28] == 2).all()
-
-
-@pytest.mark.parametrize("radius", [2, 3])
-def test_specks_beside_a_large_cell_are_found_again_in_their_classes(radius: int) -> None:
-    ids = np.pad(disk(14), ((6, 6), (6, 30))).astype(int)
-    speck = disk(radius)
-    for number, (row, column) in enumerate([(8, 38), (20, 37 - radius), (30, 44)], start=2):
-        ids[row : row + len(speck), column : column + len(speck)][speck > 0] = number
-    classes = objects_to_classes(ids, boundary_px=2)
-    perfect = np.stack([classes == value for value in (1, 2, 3)]).astype(np.float32)
-    found = objects_from_probabilities(perfect, DEFAULT_CLASSES, ObjectsConfig(min_object_px=0))
-    assert average_precision(found, ids).average_precision[0] == 1
 
 
 def test_pieces_of_one_id_are_objects_of_their_own() -> None:

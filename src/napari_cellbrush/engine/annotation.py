@@ -275,8 +275,8 @@ def objects_to_classes(instances: NDArray[Any], boundary_px: int | None = None,
                        ignore_value: int | None = None) -> NDArray[np.uint8]:
     """Turn an instance mask into background, cell and boundary.
 
-    The boundary is the inner rim of each connected piece of an object. Every piece keeps a core: thin ones, of which a
-    rim would leave next to nothing, have one only towards objects that they touch; of each, at least a pixel is core.
+    The boundary is the inner rim of each connected piece of an object. Every piece keeps a core: one that the rim
+    would fill gets a thinner rim, then only a rim towards the objects it touches, and at the very least one pixel.
 
     Parameters
     ----------
@@ -445,15 +445,20 @@ def _painted_class(strokes: NDArray[np.uint8], ids: NDArray[Any], kinds: Sequenc
 
 
 def _cores(pieces: NDArray[np.int64], boundary_px: int) -> NDArray[np.bool_]:
-    """Pixels inside the rims, and thin pieces but for where they touch others."""
+    """Pixels inside the rims; each piece takes the thickest rim that leaves it any."""
     n = int(pieces.max()) if pieces.size else 0
     if not boundary_px:
         return pieces > 0
-    inside = _peeled(pieces, range(boundary_px))
-    thin = ~np.isin(np.arange(n + 1), _peeled(inside, range(boundary_px, _thin_px(boundary_px))))
-    thin[0] = False
-    core: NDArray[np.bool_] = (inside > 0) & ~thin[pieces]
-    lacking = thin
+    depth, deepest = np.zeros(pieces.shape, np.int32), np.zeros(n + 1, np.int32)
+    peeled = pieces
+    for step in range(boundary_px):
+        peeled = _peeled(peeled, corners=step % 2 == 1)
+        depth += peeled > 0
+        deepest[peeled[peeled > 0]] = step + 1
+    core: NDArray[np.bool_] = (depth > 0) & (depth == deepest[pieces])
+    lacking = deepest == 0
+    lacking[0] = False
+    # Thinner than two rims: only apart from what they touch, or else a pixel.
     for fewest in (_apart, partial(_middles, n=n)):
         if lacking.any():
             level = fewest(pieces)
@@ -462,21 +467,14 @@ def _cores(pieces: NDArray[np.int64], boundary_px: int) -> NDArray[np.bool_]:
     return core
 
 
-def _thin_px(boundary_px: int) -> int:
-    """A piece is thin if nothing of it is deeper than this: a rim would leave it less core than is ever found again."""
-    return boundary_px + (boundary_px + 1) // 2
-
-
-def _peeled(pieces: NDArray[np.int64], steps: range) -> NDArray[np.int64]:
-    """Pieces less the pixels beside another value, in each step; alternating corners makes rims about round."""
-    for step in steps:
-        kept = pieces.copy()
-        for here, there in _neighbours(corners=step % 2 == 1):
-            differs = pieces[here] != pieces[there]
-            kept[here][differs] = 0
-            kept[there][differs] = 0
-        pieces = kept
-    return pieces
+def _peeled(pieces: NDArray[np.int64], corners: bool) -> NDArray[np.int64]:
+    """Pieces less the pixels beside another value; alternating corners makes rims about round."""
+    kept = pieces.copy()
+    for here, there in _neighbours(corners):
+        differs = pieces[here] != pieces[there]
+        kept[here][differs] = 0
+        kept[there][differs] = 0
+    return kept
 
 
 def _apart(pieces: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -44,9 +44,9 @@ ALIKE = 1.4
 #: Scales that are tried, the likeliest first, less than an octave from one to the next. What is seen there counts so
 #: much: reduced enough, clumps of anything look like cells. (208 looks for the diameter on 58 training images at up to
 #: four sizes each: 3 of them were wrong by more than an octave when the last counted 0.8, 7 when all counted the same.
-#: In 159 looks with later weights 3 were wrong with 0.8, 2 with 0.65. In 165 at three sizes with those of 20,660 steps,
-#: 8 were wrong and 15 told nothing, images were 0.33 octaves off in the mean; 12, 12 and 0.40 when the last two counted
-#: 0.75 and 0.65.)
+#: In 159 looks with later weights 3 were wrong with 0.8, 2 with 0.65. In 165 at three sizes with those of 17,960 steps,
+#: 8 were wrong and images were 0.33 octaves off in the mean; 10 and 0.36 when the last two counted 0.75 and 0.65; with
+#: weights of 2,700 steps more, 8 and 0.33, 12 and 0.40.)
 _SCALES = {1.0: 1.0, 0.6: 0.97, 1.7: 0.97, 2.9: 0.8, 0.35: 0.65, 0.2: 0.5}
 #: Side of what is looked at, in network pixels.
 _WINDOW_PX = 268
