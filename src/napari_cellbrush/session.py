@@ -330,9 +330,10 @@ class Session:
         self._forget_lost_layers()
         chosen = self.image.key if self.image else ""
         found = [image for image in entries if image.key == chosen] or list(entries[:1])
-        before, self.image = self.image, found[0] if found else None
+        before, now = self.image, found[0] if found else None
+        self.image = now
         self.images_changed.emit()
-        if before != self.image:
+        if before != now:
             self.image_chosen.emit()
 
     def choose_image(self, key: str) -> None:

@@ -348,8 +348,15 @@ def test_a_new_object_takes_nothing_from_those_beside_it(viewer, correcting, per
     assert number == before.max() + 1
     np.testing.assert_array_equal(layer.data[before > 0], before[before > 0])
     assert accepted(correcting).ids == {number}
+    # Space, held to move the picture, comes back to the same object.
+    layer.mode = "pan_zoom"
+    layer.mode = "paint"
+    assert layer.preserve_labels
+    assert correcting.correct.new_object.isChecked()
     # napari's brush on an object at hand may take from others, as always.
     person.key(Qt.Key.Key_Escape)
+    assert not layer.preserve_labels
+    layer.mode = "paint"
     assert not layer.preserve_labels
 
 
@@ -380,6 +387,12 @@ def test_after_a_choice_in_a_list_keys_are_the_pictures(viewer, correcting, pers
     window = dock.window()
     dock.layer.setFocus()
     assert window.focusWidget() is dock.layer
+    # The arrow keys walk through a closed list.
+    QTest.keyClick(dock.layer, Qt.Key.Key_Down)
+    dock.layer.activated.emit(0)
+    assert window.focusWidget() is dock.layer
+    dock.layer.showPopup()
+    dock.layer.hidePopup()
     dock.layer.activated.emit(0)
     assert window.focusWidget() is not dock.layer
 

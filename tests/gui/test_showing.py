@@ -83,6 +83,12 @@ def test_a_new_annotation_shows_its_image(viewer, workspace, image, person):
 def test_an_image_that_is_opened_on_top_is_worked_on(viewer, several, image):
     viewer.add_image(image, name="opened")
     assert several.session.image.name == "opened"
+    viewer.canvas.grid.enabled = True
+    viewer.add_image(image, name="in the grid")
+    viewer.canvas.grid.enabled = False
+    several.session.training.begin("Learning…")
+    viewer.add_image(image, name="during a training")
+    several.session.training.end("Done.")
     viewer.add_image(image, name="beside", translate=(0, 2 * image.shape[1]))
     viewer.add_image(image, name="channel", blending="additive")
     assert several.session.image.name == "opened"

@@ -30,8 +30,8 @@ from napari_cellbrush.events import HeadFitted, LiveEvent, LiveScored, LiveTile,
 WHOLE = slice(None), slice(None)
 #: Seconds between two looks at the stop token while there is nothing to do.
 _IDLE_S = 0.1
-#: The tuned model answers unless the instant one scores higher by this: held-out strokes are few, and between strokes a
-#: network that knows shapes errs less than a classifier of pixels.
+#: The tuned model answers unless the instant one scores higher by this. Held-out strokes are few; where both are about
+#: as good on them, masks of the network look better between them. A choice, not a measurement.
 _HEAD_START = 0.02
 #: Labelled pixels of one class that are gathered from one tile.
 _MAX_PER_TILE = 1_000

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qtpy.QtCore import QSignalBlocker, Qt, Signal
+from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import (
     QComboBox,
+    QDialog,
     QHBoxLayout,
     QLabel,
     QProgressBar,
@@ -41,11 +43,24 @@ class ChoiceBox(QComboBox):
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(10)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self._from_popup = False
         self.activated.connect(self._on_activated)
 
+    def showPopup(self) -> None:
+        """Open the list."""
+        self._from_popup = True
+        super().showPopup()
+
+    def keyPressEvent(self, event: QKeyEvent | None) -> None:
+        """Walk through the closed list, or open it."""
+        self._from_popup = False
+        super().keyPressEvent(event)
+
     def _on_activated(self, _: int) -> None:
-        # Keys are the picture's again: here, the next one would choose what begins with its letter.
-        self.clearFocus()
+        # Who chose with the mouse has the picture's keys again: here, the next one would choose what begins with its
+        # letter.
+        if self._from_popup and not isinstance(self.window(), QDialog):
+            self.clearFocus()
         self.chosen.emit(self.value())
 
     def value(self) -> str | None:

@@ -164,6 +164,7 @@ class CorrectDock(Dock):
         for widget in (self.accept, self.delete, self.fill):
             widget.setEnabled(bool(correction.current))
         self.accept.setText("Take back  (A)" if correction.current_accepted else "Object  (A)")
+        self.accept_all.setText("All planes" if self.bench.proofreading.has_planes() else "All")
         self._refresh_tools()
         at_hand = f" At hand: {correction.current}." if correction.current else ""
         self.progress_words.setText(f"{correction.n_accepted:,} of {correction.n_objects:,} accepted.{at_hand}")
@@ -190,8 +191,6 @@ class CorrectDock(Dock):
             button.setChecked(tool == correction.tool and not correction.painting)
         self._group.setExclusive(True)
         self.new_object.setChecked(correction.painting == "new")
-        several_planes = self.session.image is not None and bool(set(self.session.image.axes) & set("TZ"))
-        self.accept_all.setText("All planes" if several_planes else "All")
 
     def _refresh_image(self, mask: MaskEntry | None) -> None:
         """To be chosen for labels from elsewhere; those that a run made are of the image that it saw."""
@@ -221,8 +220,8 @@ class CorrectDock(Dock):
         if self.session.correction.layer:
             self.bench.proofreading.start(key)
             return
-        mask = next(mask for mask in self.bench.proofreading.choices() if mask.key == key)
-        image = self.bench.exporting.image(mask)
+        mask = next((mask for mask in self.bench.proofreading.choices() if mask.key == key), None)
+        image = self.bench.exporting.image(mask) if mask is not None else None
         if image is not None:
             self.bench.showing.choose(image.key)
         self._refresh()

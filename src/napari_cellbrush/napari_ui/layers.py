@@ -64,10 +64,11 @@ def layer_axes(layer: Layer) -> str:
     letters = "".join(named) + ("S" if rgb else "")
     if all(named) and len(letters) == len(shape) == len(set(letters)) and {"Y", "X"} <= set(letters):
         return letters
-    source = layer.source.path
-    in_file = _axes_in_file(Path(source), shape) if source and len(shape) > 2 + rgb else ""
-    if in_file:
-        return in_file
+    source = Path(layer.source.path or "")
+    if len(shape) > 2 + rgb and source.suffix.lower() in (".tif", ".tiff") and source.exists():
+        in_file = _axes_in_file(source, source.stat().st_mtime_ns, shape)
+        if in_file:
+            return in_file
     try:
         return guess_axes(shape, rgb)
     except ImageError:
@@ -75,8 +76,8 @@ def layer_axes(layer: Layer) -> str:
 
 
 @lru_cache(maxsize=64)
-def _axes_in_file(path: Path, shape: tuple[int, ...]) -> str:
-    """What a file says of its axes; empty if it says nothing, or holds another image by now."""
+def _axes_in_file(path: Path, written_ns: int, shape: tuple[int, ...]) -> str:
+    """What a file, as written then, says of its axes; empty if it says nothing, or holds another image by now."""
     from napari_cellbrush.engine.image_file import open_image
 
     try:

@@ -42,6 +42,7 @@ _HINTS: dict[CorrectionTool, str] = {
     "merge": "Click two objects that are one.",
     "split": "Draw a line across an object, from outside to outside."}
 _BY_HAND = "One of napari's own tools has the mouse: what it changes is accepted. Esc to end."
+_PAINT_ONE = "Paint one object; right-click and circle it to fill it. C for the next one, Esc to end."
 _NO_PLANE = "The view does not show planes of the image. Turn the axes back, or go to 2D."
 
 
@@ -60,6 +61,8 @@ class Proofreading(QObject):
         self._boxes: tuple[layers.Index, Boxes] | None = None
         #: In the middle of a change: what is known of boxes does not fit yet.
         self._changing = False
+        #: Id of the object that New paints, and whether napari preserved labels before.
+        self._new, self._preserved = 0, False
         #: The highest id of the layer.
         self._highest: int | None = None
         #: Row, column and diameter of objects on that plane.
@@ -172,6 +175,7 @@ class Proofreading(QObject):
             history.painted.disconnect(self._on_painted)
         layer.mode = "pan_zoom"
         self._end_new(layer)
+        self._new = 0
         if self._marks is not None:
             self._marks.close()
             self._marks = None
@@ -215,6 +219,7 @@ class Proofreading(QObject):
     def use(self, tool: CorrectionTool) -> None:
         """Let clicks and lines do something else."""
         if self._layer is not None:
+            self._new = 0
             self._layer.mode = "pan_zoom"
             self._layer.cursor = "cross" if tool == "split" else "standard"
             # The object at hand may lie anywhere: to merge, both are clicked.
@@ -246,7 +251,7 @@ class Proofreading(QObject):
     def go_to(self, number: int) -> None:
         """Show an object of the plane shown, and work on it."""
         layer, box = self._layer, self._boxes_shown().get(number)
-        if layer is not None and box is not None:
+        if layer is not None and box is not None and self._sees_a_plane():
             show_box(self._book.viewer, layer, self._axes, self._index(), box)
             self.select(number)
 
@@ -313,19 +318,18 @@ class Proofreading(QObject):
     def new_object(self) -> None:
         """Paint an object that was not found."""
         layer = self._layer
-        if layer is not None:
+        if layer is not None and self._sees_a_plane():
             try:
                 number = next(self._new_ids())
             except AnnotationError as error:
                 self._say(str(error), "error")
                 return
             self._session.set_correction(tool="select", current=0)
-            layer.selected_label = number
-            layer.mode = "paint"
-            # What was not found lies, as a rule, beside what was.
-            layer.preserve_labels = True
-            self._session.set_correction(painting="new")
-            self._say("Paint one object; right-click and circle it to fill it. C for the next one, Esc to end.")
+            layer.selected_label = self._new = number
+            if layer.mode == "paint":
+                self._begin_new(layer)
+            else:
+                layer.mode = "paint"
 
     def undo(self) -> None:
         """Take the last step back."""
@@ -514,17 +518,30 @@ class Proofreading(QObject):
             self._refresh()
 
     def _on_mode(self, event: Any) -> None:
-        """napari's own tools took the mouse, or gave it back."""
-        layer = self._corrected
+        """napari's own tools took the mouse, or gave it back; also while Space is held."""
+        layer = self._layer
+        if layer is None:
+            return
         self._end_new(layer)
-        is_resting = layer.mode in ("pan_zoom", "transform")
-        self._session.set_correction(painting="" if is_resting else "by hand",
-                                     notice=Notice(_HINTS[self._session.correction.tool] if is_resting else _BY_HAND))
+        if layer.mode == "paint" and self._new and layer.selected_label == self._new:
+            self._begin_new(layer)
+        elif layer.mode == "pan_zoom":
+            self._session.set_correction(painting="", notice=Notice(_HINTS[self._session.correction.tool]))
+        else:
+            self._new = 0
+            self._session.set_correction(painting="by hand", notice=Notice(_BY_HAND))
+
+    def _begin_new(self, layer: Labels) -> None:
+        """What was not found lies, as a rule, beside what was, and takes nothing from it."""
+        if self._session.correction.painting != "new":
+            self._preserved = layer.preserve_labels
+        layer.preserve_labels = True
+        self._session.set_correction(painting="new", notice=Notice(_PAINT_ONE))
 
     def _end_new(self, layer: Labels) -> None:
         """What is painted from now on may take pixels from objects again."""
         if self._session.correction.painting == "new":
-            layer.preserve_labels = False
+            layer.preserve_labels = self._preserved
 
     def _on_shown(self, event: Any = None) -> None:
         """Another plane, an undo, or somebody wrote: what is known of boxes no longer holds."""
@@ -558,6 +575,10 @@ class Proofreading(QObject):
     def _displayed(self) -> list[int]:
         """The layer's axes that the view shows."""
         return layers.displayed_axes(self._layer, self._book.viewer.dims) if self._layer is not None else []
+
+    def has_planes(self) -> bool:
+        """Whether the objects that are corrected lie on several planes."""
+        return bool(set(self._axes) & set("TZ"))
 
     def _sees_a_plane(self) -> bool:
         """Whether the view shows what the tools work on; says so if not."""

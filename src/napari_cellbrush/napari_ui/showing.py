@@ -99,14 +99,16 @@ class Showing(QObject):
         return key if self._session.find_image(key) else next(painted, str(note.get("image", "")))
 
     def _on_images_changed(self) -> None:
-        """An image that is opened on top of the one that is worked on is worked on; not while that would end a work."""
+        """An image that is opened on top of the one that is worked on is worked on; not while a work is going on."""
         session, known = self._session, self._known
         self._known = {image.key for image in session.images}
         opened = next((image for image in session.images if image.key not in known), None)
         covered = session.image
-        if opened is None or covered is None or session.live.busy or session.correction.layer:
+        runs = session.live, session.training, session.segmentation, session.taking_over
+        if opened is None or covered is None or session.correction.layer or any(run.busy for run in runs):
             return
-        if _in_one_place(self._book.layer(covered.key), self._book.layer(opened.key)):
+        above, below = self._book.layer(opened.key), self._book.layer(covered.key)
+        if above.visible and not self._book.viewer.canvas.grid.enabled and _in_one_place(below, above):
             session.choose_image(opened.key)
 
     def _on_layer_removed(self, _: str) -> None:
