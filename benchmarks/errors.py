@@ -32,7 +32,7 @@ from scipy import sparse
 from skimage.segmentation import relabel_sequential
 from skimage.transform import resize
 
-from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, ObjectsConfig
+from napari_cellbrush.config import DEFAULT_CLASSES, ObjectsConfig
 from napari_cellbrush.engine.annotation import median_diameter, objects_to_classes
 from napari_cellbrush.engine.inference import segment_array
 from napari_cellbrush.engine.metrics import ObjectScores, average_precision
@@ -59,7 +59,7 @@ def row(model: Model, name: str, split: str, every: int) -> str:
         truth, _, _ = relabel_sequential(mask.astype(np.int64))
         if not truth.any():
             continue
-        found = segment_array(model, planes, "objects", config=InferenceConfig())
+        found = segment_array(model, planes, "objects")
         found_scores.append(average_precision(found, truth, THRESHOLDS))
         perfect_scores.append(average_precision(from_perfect_classes(model, truth), truth, THRESHOLDS))
         fates += fates_of(found.astype(np.int64), truth)

@@ -332,6 +332,7 @@ class Session:
         found = [image for image in entries if image.key == chosen] or list(entries[:1])
         before, now = self.image, found[0] if found else None
         self.image = now
+        # Who hears of it may choose another one, and says so.
         self.images_changed.emit()
         if before != now:
             self.image_chosen.emit()

@@ -283,44 +283,39 @@ def test_a_pixel_size_that_was_said_since_counts_more_than_a_saved_one(viewer, p
     assert [exporting.pixel_size(mask, "YX").y for mask in painted.session.masks] == [0.3, 0.3]
 
 
+@pytest.fixture
+def restore_with(viewer, painted, image, person):
+    """Save, let a function change the settings on the card, and restore that; the strokes that were saved."""
+    def restore(change):
+        save(painted.bench, person)
+        session = list_sessions()[0][0]
+        (session.path / session_folder.CARD_NAME).write_text(
+            session.card.replace(settings=change(session.card.settings)).model_dump_json())
+        strokes = on_disk()
+        reopen(viewer, painted.bench, image, person)
+        painted.bench.autosaving.restore(painted.session.image.key)
+        person.wait(lambda: painted.session.annotations)
+        return strokes
+    return restore
+
+
 @pytest.mark.parametrize("saved", [None, -1, "wide", [0.5], {"y": 0.5}])
-def test_a_saved_pixel_size_that_is_none_does_not_cost_the_strokes(viewer, painted, image, person, saved):
-    save(painted.bench, person)
-    session = list_sessions()[0][0]
-    strange = session.card.replace(settings={**session.card.settings, "export": {"pixel_size_um": saved}})
-    (session.path / session_folder.CARD_NAME).write_text(strange.model_dump_json())
-    strokes = on_disk()
-    reopen(viewer, painted.bench, image, person)
-    painted.bench.autosaving.restore(painted.session.image.key)
-    person.wait(lambda: painted.session.annotations)
+def test_a_saved_pixel_size_that_is_none_does_not_cost_the_strokes(painted, restore_with, saved):
+    strokes = restore_with(lambda settings: {**settings, "export": {"pixel_size_um": saved}})
     assert np.array_equal(painted.bench.annotating.layer_of(painted.session.image.key).data, strokes)
     assert ("The saved pixel size is not used" in painted.session.keeping.notice.text) == (saved is not None)
     assert not painted.bench.exporting.pixel_size(painted.session.masks[0], "YX").is_known
 
 
-def test_settings_that_this_version_does_not_know_do_not_cost_the_strokes(viewer, painted, image, person):
-    save(painted.bench, person)
-    session = list_sessions()[0][0]
-    strange = session.card.replace(settings={"training": {"from the future": 1}})
-    (session.path / session_folder.CARD_NAME).write_text(strange.model_dump_json())
-    strokes = on_disk()
-    reopen(viewer, painted.bench, image, person)
-    painted.bench.autosaving.restore(painted.session.image.key)
-    person.wait(lambda: painted.session.annotations)
+def test_settings_that_this_version_does_not_know_do_not_cost_the_strokes(painted, restore_with):
+    strokes = restore_with(lambda _: {"training": {"from the future": 1}})
     assert np.array_equal(painted.bench.annotating.layer_of(painted.session.image.key).data, strokes)
     assert "from the future" in painted.session.keeping.notice.text
 
 
-def test_settings_that_an_earlier_version_had_do_not_cost_the_others(viewer, painted, image, person):
+def test_settings_that_an_earlier_version_had_do_not_cost_the_others(painted, restore_with):
     painted.session.training_config = painted.session.training_config.replace(seed=77)
-    save(painted.bench, person)
-    session = list_sessions()[0][0]
-    settings = {**session.card.settings["training"], "patch_size_px": 252}
-    (session.path / session_folder.CARD_NAME).write_text(
-        session.card.replace(settings={"training": settings}).model_dump_json())
-    reopen(viewer, painted.bench, image, person)
-    painted.bench.autosaving.restore(painted.session.image.key)
-    person.wait(lambda: painted.session.annotations)
+    restore_with(lambda settings: {"training": {**settings["training"], "patch_size_px": 252}})
     assert painted.session.training_config.seed == 77
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -142,8 +142,9 @@ class Exporting(QObject):
             return size
         height, width = (layers.full_resolution(layer).shape[axes.index(letter)] for letter in "YX")
         # napari's own reader leaves out what ImageJ wrote into a TIFF.
-        known = (_size_in_file(path, (height, width)) for path in self._paths(layer))
-        found = next((of_file for of_file in known if of_file is not None), size)
+        known = (facts.pixel_size for facts in map(layers.file_facts, self._paths(layer))
+                 if facts and facts.shape_yx == (height, width) and facts.pixel_size.is_known)
+        found = next(known, size)
         return found if "Z" in axes else replace(found, z=None)
 
     def _with_surroundings(self, task: runs.ExportTask, mask: MaskEntry, layer_axes: str) -> runs.ExportTask:
@@ -251,18 +252,6 @@ def _layer_axes(layer: Any, axes: str) -> str:
     if "C" in noted and axes.upper() == noted.replace("C", ""):
         return noted
     return check_axes(axes, layers.full_resolution(layer).shape)
-
-
-@lru_cache(maxsize=16)
-def _size_in_file(path: Path, shape_yx: tuple[int, int]) -> PixelSize | None:
-    """What a file says of its pixels; None if it says nothing, or holds another image by now."""
-    from napari_cellbrush.engine.image_file import open_image
-
-    try:
-        file = open_image(path)
-    except (CellbrushError, OSError):
-        return None
-    return None if file.planes.shape_yx != shape_yx or not file.pixel_size.is_known else file.pixel_size
 
 
 def _file_stem(name: str) -> str:

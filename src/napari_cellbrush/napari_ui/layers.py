@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from napari.layers import Image, Labels, Layer
@@ -65,26 +65,42 @@ def layer_axes(layer: Layer) -> str:
     if all(named) and len(letters) == len(shape) == len(set(letters)) and {"Y", "X"} <= set(letters):
         return letters
     source = Path(layer.source.path or "")
-    if len(shape) > 2 + rgb and source.suffix.lower() in (".tif", ".tiff") and source.exists():
-        in_file = _axes_in_file(source, source.stat().st_mtime_ns, shape)
-        if in_file:
-            return in_file
+    if len(shape) > 2 + rgb and source.suffix.lower() in (".tif", ".tiff"):
+        facts = file_facts(source)
+        if facts and facts.shape == shape:
+            return facts.axes
     try:
         return guess_axes(shape, rgb)
     except ImageError:
         return ""
 
 
+class FileFacts(NamedTuple):
+    """What an image file says of itself."""
+
+    axes: str
+    #: Of the array, and of its planes.
+    shape: tuple[int, ...]
+    shape_yx: tuple[int, int]
+    pixel_size: PixelSize
+
+
+def file_facts(path: Path) -> FileFacts | None:
+    """What a file says; None if it is no image that the engine reads, or its axes are not known."""
+    return _facts_as_written(path, path.stat().st_mtime_ns) if path.exists() else None
+
+
 @lru_cache(maxsize=64)
-def _axes_in_file(path: Path, written_ns: int, shape: tuple[int, ...]) -> str:
-    """What a file, as written then, says of its axes; empty if it says nothing, or holds another image by now."""
+def _facts_as_written(path: Path, written_ns: int) -> FileFacts | None:
+    """The same, read once as long as nobody writes the file anew."""
     from napari_cellbrush.engine.image_file import open_image
 
     try:
-        planes = open_image(path).planes
+        file = open_image(path)
     except (CellbrushError, OSError):
-        return ""
-    return planes.axes if tuple(planes.data.shape) == shape else ""
+        return None
+    planes = file.planes
+    return FileFacts(planes.axes, tuple(planes.data.shape), planes.shape_yx, file.pixel_size)
 
 
 def planes_of(layer: Layer, axes: str) -> Planes:

@@ -326,10 +326,8 @@ class Proofreading(QObject):
                 return
             self._session.set_correction(tool="select", current=0)
             layer.selected_label = self._new = number
-            if layer.mode == "paint":
-                self._begin_new(layer)
-            else:
-                layer.mode = "paint"
+            layer.mode = "paint"
+            self._begin_new(layer)
 
     def undo(self) -> None:
         """Take the last step back."""
