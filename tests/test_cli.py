@@ -19,7 +19,6 @@ from PIL import Image
 import napari_cellbrush
 from napari_cellbrush import cli, config
 from napari_cellbrush.cli import main
-from napari_cellbrush.cli_objects import linked
 from napari_cellbrush.cli_options import given_settings
 from napari_cellbrush.cli_progress import training_bar
 from napari_cellbrush.config import DEFAULT_CLASSES, InferenceConfig, NetworkConfig, TrainingConfig
@@ -309,15 +308,6 @@ def test_stacks_are_measured_plane_by_plane_or_linked_as_bodies(
     assert main(["segment", "bare.npy", *finds_objects, "--axes", "ZYX", "--table", "--link"]) == 0
     assert [float(row["volume [pixel³]"]) for row in table("out/bare_objects.csv")] == np.bincount(
         joined.ravel())[1:].tolist()
-
-
-def test_frames_are_linked_one_by_one_in_any_order_of_axes() -> None:
-    ids = np.zeros((2, 3, 4, 4), np.uint8)
-    ids[0, 0, 1, 1], ids[0, 1, 1, 1], ids[1, 1:, 2, 2] = 3, 4, 5
-    expected = np.zeros_like(ids)
-    expected[0, :2, 1, 1], expected[1, 1:, 2, 2] = 1, 2
-    np.testing.assert_array_equal(linked(ids, "TZ"), expected)
-    np.testing.assert_array_equal(linked(ids.swapaxes(0, 1), "ZT"), expected.swapaxes(0, 1))
 
 
 @pytest.mark.parametrize(("options", "sentence"), [

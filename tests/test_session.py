@@ -100,6 +100,16 @@ def test_axes_are_kept_by_image_and_refused_if_they_do_not_fit():
     assert session.find_image("b").axes == "TYX"
 
 
+def test_axes_of_a_colour_image_end_in_its_colours():
+    session = Session()
+    session.set_layers([ImageEntry("a", "thin stack", (120, 150, 3), "YXS", rgb=True)], [])
+    with pytest.raises(ImageError, match=r"shows 'thin stack' in colour.* got the axes 'YXZ'"):
+        session.set_axes("a", "YXZ")
+    assert session.find_image("a").axes == "YXS"
+    session.set_axes("a", "YXC")
+    assert session.find_image("a").axes == "YXC"
+
+
 def test_annotations_are_forgotten_with_their_layer_or_their_image():
     for images, masks in (([A], []), ([], [STROKES])):
         session = annotated()

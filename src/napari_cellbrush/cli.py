@@ -24,7 +24,6 @@ from napari_cellbrush.cli_objects import (
     check_object_options,
     check_planes,
     found_in_words,
-    linked,
     object_files,
     summary_of,
     write_beside,
@@ -458,6 +457,7 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
     import numpy as np
 
     from napari_cellbrush import api
+    from napari_cellbrush.engine.linking import link_through_depth
     from napari_cellbrush.events import InferenceStarted, TileSegmented
     from napari_cellbrush.export.found_objects import FoundObjects
     from napari_cellbrush.export.mask_tiff import save_mask
@@ -486,7 +486,7 @@ def _segment_one(image: str, target: Path, model: Model, config: InferenceConfig
         if stop.stopped:
             return None
         if arguments.link:
-            mask = linked(mask, planes.stack_axes)
+            mask = link_through_depth(mask, planes.stack_axes)
         tell(f"{opened.path.name}: {found_in_words(mask, arguments.output, config, started)}")
     provenance = mask_provenance(model, output=arguments.output, config=config, image_name=opened.path.name,
                                  image_axes=planes.axes, started=started)

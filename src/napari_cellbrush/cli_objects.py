@@ -121,17 +121,3 @@ def found_in_words(mask: NDArray[Any], output: OutputKind, config: InferenceConf
         return found
     how = "as told" if config.diameter_px else "say it with --diameter-px if that is wrong"
     return f"{found}; size of objects: {started.diameter_px:.0f} px ({how})"
-
-
-def linked(ids: NDArray[Any], stack_axes: str) -> NDArray[Any]:
-    """Objects joined through depth, frame by frame, so that no number is in two frames."""
-    import numpy as np
-
-    from napari_cellbrush.engine.linking import link_planes
-    from napari_cellbrush.engine.objects import numbered_in_turn
-
-    if stack_axes == "Z":
-        return link_planes(ids)
-    frames = np.moveaxis(ids, stack_axes.index("T"), 0)
-    joined = numbered_in_turn(frames.shape, np.ndindex(frames.shape[:1]), lambda frame: link_planes(frames[frame]))
-    return np.moveaxis(joined, 0, stack_axes.index("T"))

@@ -46,14 +46,15 @@ def reproduce(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from napari_cellbrush.api import segment
-    from napari_cellbrush.cli_objects import linked
     from napari_cellbrush.engine.image_file import open_image, open_labels
+    from napari_cellbrush.engine.linking import link_through_depth
     from napari_cellbrush.export.mask_tiff import read_provenance
 
     made = read_provenance(arguments.mask)
     output, settings = _output(arguments.mask, made), _settings(made)
     model = _model(made, arguments.model)
     _tell_versions(made)
+    _tell_corrections(made)
     planes = open_image(arguments.image, arguments.axes or made.get("image_axes") or None).planes
     axes = "C" * (output == "probabilities") + planes.stack_axes + "YX"
     given = open_labels(arguments.mask, axes)
@@ -64,7 +65,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         if stop.stopped:
             return INTERRUPTED
         if made.get("linked_through_depth") is True:
-            again = linked(again, planes.stack_axes)
+            again = link_through_depth(again, planes.stack_axes)
         return _compare(np.asarray(given), again, output)
 
 
@@ -127,6 +128,12 @@ def _tell_versions(made: Mapping[str, Any]) -> None:
             tell(f"Made with {program} {then.get(program, 'of an unknown version')}, computed now with {now[program]}.")
     if made.get("image_axes"):
         tell(f"Made with the axes {made['image_axes']} on {made.get('device', '?')} ({made.get('precision', '?')}).")
+
+
+def _tell_corrections(made: Mapping[str, Any]) -> None:
+    n_objects, n_pixels = (made.get(f"{what}_by_hand", 0) for what in ("objects_accepted", "pixels_emptied"))
+    if n_objects or n_pixels:
+        tell(f"By hand, objects were accepted ({n_objects}) or deleted ({n_pixels} pixels): no model makes them again.")
 
 
 def _check_shape(arguments: argparse.Namespace, given: Any, planes: Planes, model: Model, output: OutputKind) -> None:

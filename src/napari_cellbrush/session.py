@@ -26,7 +26,7 @@ from napari_cellbrush.config import (
 )
 from napari_cellbrush.engine.accepted import Accepted
 from napari_cellbrush.engine.axes import AXIS_NAMES, PixelSize, check_axes
-from napari_cellbrush.errors import ConfigError
+from napari_cellbrush.errors import ConfigError, ImageError
 from napari_cellbrush.events import TrainingEvent, TrainingStarted, span_in_words
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class ImageEntry:
     shape: tuple[int, ...]
     #: One letter of TCZYXS per axis of ``shape``; empty where nobody could tell.
     axes: str
+    #: Whether the viewer takes the last axis for the values of a colour.
+    rgb: bool = False
 
 
 @dataclass(frozen=True)
@@ -354,11 +356,15 @@ class Session:
         Raises
         ------
         ImageError
-            If the letters do not fit the image's shape.
+            If the letters do not fit the image's shape, or its colours.
         """
         image = self.find_image(key)
         if image is not None:
-            self._axes[key] = check_axes(axes, image.shape)
+            checked = check_axes(axes, image.shape)
+            if image.rgb and checked[-1] not in "SC":
+                raise ImageError(f"napari shows '{image.name}' in colour, its last axis as red, green and blue; got the"
+                                 f" axes '{checked}'", "End them with S, or make planes the file's first axis")
+            self._axes[key] = checked
             self.set_layers(self.images, self.masks)
             self.axes_changed.emit(key)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from napari_cellbrush.engine.linking import link_planes
+from napari_cellbrush.engine.linking import link_planes, link_through_depth
 from napari_cellbrush.errors import ImageError
 
 stacks = arrays(np.int32, st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(1, 5)),
@@ -75,3 +75,12 @@ def test_what_is_no_stack_of_ids_is_refused(ids: NDArray[np.generic]) -> None:
 def test_a_threshold_out_of_bounds_is_refused(threshold: float) -> None:
     with pytest.raises(ImageError, match=str(threshold)):
         link_planes(np.zeros((1, 2, 2), np.uint8), threshold)
+
+
+def test_frames_are_linked_one_by_one_in_any_order_of_axes() -> None:
+    ids = np.zeros((2, 3, 4, 4), np.uint8)
+    ids[0, 0, 1, 1], ids[0, 1, 1, 1], ids[1, 1:, 2, 2] = 3, 4, 5
+    expected = np.zeros_like(ids)
+    expected[0, :2, 1, 1], expected[1, 1:, 2, 2] = 1, 2
+    np.testing.assert_array_equal(link_through_depth(ids, "TZ"), expected)
+    np.testing.assert_array_equal(link_through_depth(ids.swapaxes(0, 1), "ZT"), expected.swapaxes(0, 1))

@@ -707,6 +707,61 @@ def test_planes_of_stacks_are_corrected_one_by_one(viewer, workspace, person, se
     assert (ids[1] == number).any()
 
 
+@pytest.mark.parametrize(("axes", "shape"), [("ZYX", (3, 120, 150)), ("YXZ", (120, 150, 5)), ("TZYX", (2, 3, 120, 150)),
+                                             ("TYX", (3, 120, 150))])
+def test_objects_of_planes_are_joined_through_depth_in_a_layer_of_their_own(viewer, workspace, person, seen, axes,
+                                                                             shape):
+    viewer.add_image(np.random.default_rng(0).random(shape).astype(np.float32), name="stack")
+    session, dock = workspace.session, workspace.correct
+    session.set_axes(session.image.key, axes)
+    session.set_options(scope="layer", output="objects")
+    segment(workspace, person)
+    if axes == "TYX":
+        # Nothing lies above anything.
+        assert not dock.join.isVisible()
+        return
+    before = viewer.layers["stack objects"].data.copy()
+    n_planes = np.prod([n for n, letter in zip(shape, axes, strict=True) if letter in "TZ"])
+    person.click(dock.toggle)
+    assert not dock.join.isVisible()
+    person.click(dock.toggle)
+    person.click(dock.join)
+    assert not dock.toggle.isEnabled()
+    person.wait(dock.join.isEnabled)
+    joined, depth = viewer.layers["stack objects joined"], axes.index("Z")
+    n_bodies = len(CELLS) * n_planes // shape[depth]
+    assert dock.notice.text().startswith(f"{len(CELLS) * n_planes} objects of planes are {n_bodies} bodies now")
+    assert joined.visible
+    assert not viewer.layers["stack objects"].visible
+    assert set(np.unique(joined.data)) == set(range(n_bodies + 1))
+    np.testing.assert_array_equal(joined.data > 0, before > 0)
+    np.testing.assert_array_equal(joined.data.take(0, depth), joined.data.take(-1, depth))
+    np.testing.assert_array_equal(viewer.layers["stack objects"].data, before)
+
+    # Joined anew, there is one layer of bodies; one that somebody has worked on stays.
+    choose(dock.layer, key_of(session, "stack objects"))
+    person.click(dock.join)
+    person.wait(dock.join.isEnabled)
+    assert len([layer for layer in viewer.layers if layer.name.startswith("stack objects joined")]) == 1
+    assert viewer.layers["stack objects joined"].unique_id != joined.unique_id
+    choose(dock.layer, key_of(session, "stack objects joined"))
+    person.click(dock.toggle)
+    person.click(dock.accept_all)
+    person.click(dock.toggle)
+    choose(dock.layer, key_of(session, "stack objects"))
+    person.click(dock.join)
+    person.wait(dock.join.isEnabled)
+    assert len([layer for layer in viewer.layers if layer.name.startswith("stack objects joined")]) == 2
+
+    # A new segmentation is shown alone.
+    segment(workspace, person)
+    assert [layer.name for layer in viewer.layers if layer.visible and "objects" in layer.name] == ["stack objects"]
+
+
+def key_of(session, name):
+    return next(mask.key for mask in session.masks if mask.name == name)
+
+
 def workspace_axes(layer):
     return layer.metadata["cellbrush"]["axes"]
 

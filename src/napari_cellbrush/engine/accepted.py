@@ -39,6 +39,12 @@ class Accepted:
         """With these places as well."""
         return replace(self, emptied=self.emptied | frozenset(runs))
 
+    def in_numbers(self) -> dict[str, int]:
+        """How much was checked, for the note in a mask; nothing where nothing was."""
+        n_emptied = sum(stop - start for *_, start, stop in self.emptied)
+        counts = {"objects_accepted_by_hand": len(self.ids), "pixels_emptied_by_hand": n_emptied}
+        return {name: n for name, n in counts.items() if n}
+
     def covers(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Which pixels belong to accepted objects; ``ids`` of any shape."""
         known, top = np.array(sorted(self.ids), np.int64), int(ids.max(initial=0))

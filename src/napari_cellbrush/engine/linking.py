@@ -1,7 +1,4 @@
-"""Objects of planes → objects of a stack.
-
-Knows arrays of ids; does not ask what the planes are planes of. Depth or time, the rule is the same.
-"""
+"""Objects of planes → objects of a stack."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 
+from napari_cellbrush.engine.objects import numbered_in_turn
 from napari_cellbrush.errors import ImageError
 
 #: Pairs of objects with less intersection over union are not the same object.
@@ -64,6 +62,29 @@ def link_planes(ids: NDArray[Any], threshold: float = MIN_IOU) -> NDArray[np.uin
     dtype = np.uint16 if n_objects - 1 <= np.iinfo(np.uint16).max else np.uint32
     linked: NDArray[Any] = whole.astype(dtype)[numbers]
     return linked
+
+
+def link_through_depth(ids: NDArray[Any], stack_axes: str) -> NDArray[Any]:
+    """Join objects through depth, frame by frame, so that no number is in two frames; see :func:`link_planes`.
+
+    Parameters
+    ----------
+    ids
+        Stack axes + YX whole numbers; 0 background.
+    stack_axes
+        "Z", "TZ" or "ZT".
+
+    Returns
+    -------
+    NDArray
+        Of the same shape, ids 1…n; uint16, or uint32 beyond 65,535 objects.
+    """
+    if stack_axes == "Z":
+        return link_planes(ids)
+    time = stack_axes.index("T")
+    frames = np.moveaxis(ids, time, 0)
+    joined = numbered_in_turn(frames.shape, np.ndindex(frames.shape[:1]), lambda frame: link_planes(frames[frame]))
+    return np.moveaxis(joined, 0, time)
 
 
 def _partners(lower: NDArray[np.int64], upper: NDArray[np.int64], threshold: float) -> NDArray[np.int64]:

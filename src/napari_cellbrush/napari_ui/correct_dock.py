@@ -53,6 +53,10 @@ class CorrectDock(Dock):
         self.new_layer.setToolTip("Make an empty layer for the objects of the chosen image and paint them one by one")
         self.new_layer.setMinimumHeight(BIG_BUTTON_PX)
         self.column.addLayout(side_by_side(self.toggle, self.new_layer))
+        self.join = QPushButton("Join through depth")
+        self.join.setToolTip("Make a layer in which objects of neighbouring planes that cover each other are one, with "
+                             "one number: to count cells and to measure volumes. Correct the planes first")
+        self.column.addWidget(self.join)
         with self.part() as self.tool_box:
             self._build_progress()
             self._build_tools()
@@ -135,6 +139,7 @@ class CorrectDock(Dock):
         for button in (*self.tools.values(), self.new_object):
             # Qt checks what is clicked, or the other way round; what counts is who has the mouse.
             button.clicked.connect(lambda _=False: self._refresh_tools())
+        self.join.clicked.connect(self._on_join)
         self.table.chosen.connect(proofreading.go_to)
         self.fold.toggled.connect(lambda _: self._table_timer.start())
         self._table_timer.timeout.connect(self._refresh_table)
@@ -154,12 +159,17 @@ class CorrectDock(Dock):
         choices = self.bench.proofreading.choices()
         self.layer.set_choices([(mask.key, mask.name, "") for mask in choices],
                                correction.layer or self._proposed(choices), "None yet")
-        self._refresh_image(next((mask for mask in choices if mask.key == self.layer.value()), None))
+        chosen = self._chosen()
+        self._refresh_image(chosen)
         on = bool(correction.layer)
+        self.join.setVisible(not on and chosen is not None and self.bench.joining.has_depth(chosen))
         self.toggle.setText("Stop correcting" if on else "Correct")
         self.toggle.setChecked(on)
         self.toggle.setVisible(bool(choices))
-        self.new_layer.setEnabled(session.image is not None)
+        # What is joined is shown alone in the end, which must not be in the middle of a correction.
+        joining = self.bench.joining.busy
+        self.toggle.setEnabled(not joining)
+        self.new_layer.setEnabled(session.image is not None and not joining)
         self.new_layer.setVisible(not on)
         for widget in (self.accept, self.delete, self.fill):
             widget.setEnabled(bool(correction.current))
@@ -173,6 +183,9 @@ class CorrectDock(Dock):
         self._table_timer.start()
         self.notice.setValue(correction.notice)
         self._refresh_search()
+
+    def _chosen(self) -> MaskEntry | None:
+        return next((mask for mask in self.bench.proofreading.choices() if mask.key == self.layer.value()), None)
 
     def _proposed(self, choices: Sequence[MaskEntry]) -> str | None:
         """Key of the objects to correct: those that were shown, unless only others are of the image worked on."""
@@ -206,6 +219,7 @@ class CorrectDock(Dock):
         run = self.session.segmentation
         self.search.setVisible(run.busy or not self.session.correction.layer)
         self.search.setValue(run, self.session.why_not_segment())
+        self.join.setEnabled(not run.busy and not self.bench.joining.busy)
 
     def _refresh_table(self) -> None:
         if self.fold.isExpanded():
@@ -220,11 +234,16 @@ class CorrectDock(Dock):
         if self.session.correction.layer:
             self.bench.proofreading.start(key)
             return
-        mask = next((mask for mask in self.bench.proofreading.choices() if mask.key == key), None)
+        mask = self._chosen()
         image = self.bench.exporting.image(mask) if mask is not None else None
         if image is not None:
             self.bench.showing.choose(image.key)
         self._refresh()
+
+    def _on_join(self) -> None:
+        mask = self._chosen()
+        if mask is not None:
+            self.bench.joining.start(mask)
 
     def _on_toggled(self, on: bool) -> None:
         if on:

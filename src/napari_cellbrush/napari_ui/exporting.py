@@ -186,7 +186,8 @@ class Exporting(QObject):
         from napari_cellbrush import __version__
 
         made: dict[str, Any] = layers.note_of(layer).get("provenance", {})
-        return {**made, "program": "napari-cellbrush", "layer": layer.name, "exported_with": __version__}
+        checked = self._bench.session.accepted_in(str(layer.unique_id)).in_numbers()
+        return {**made, **checked, "program": "napari-cellbrush", "layer": layer.name, "exported_with": __version__}
 
     # ------------------------------------------------------------------------------------------------- after
 

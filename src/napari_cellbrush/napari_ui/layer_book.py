@@ -99,7 +99,7 @@ class LayerBook:
     @staticmethod
     def _image(layer: Layer) -> ImageEntry:
         shape = tuple(int(n) for n in layers.full_resolution(layer).shape)
-        return ImageEntry(str(layer.unique_id), layer.name, shape, layers.layer_axes(layer))
+        return ImageEntry(str(layer.unique_id), layer.name, shape, layers.layer_axes(layer), layer.rgb)
 
     @staticmethod
     def _mask(layer: Layer) -> MaskEntry:

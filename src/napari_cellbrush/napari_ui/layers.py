@@ -67,7 +67,7 @@ def layer_axes(layer: Layer) -> str:
     source = Path(layer.source.path or "")
     if len(shape) > 2 + rgb and source.suffix.lower() in (".tif", ".tiff"):
         facts = file_facts(source)
-        if facts and facts.shape == shape:
+        if facts and facts.shape == shape and (not rgb or facts.axes[-1] in "SC"):
             return facts.axes
     try:
         return guess_axes(shape, rgb)

@@ -152,6 +152,26 @@ class ResultLayers:
             self._move_accepted(image, before, layer)
         return layer
 
+    def joined_objects(self, image: ImageEntry, source: Labels, ids: NDArray[Any]) -> Labels:
+        """A layer of objects, stack axes + YX, that were joined from those of another, and are shown instead of them.
+
+        The last one of the image goes, unless a person has worked on it.
+        """
+        last = self._book.layer(self._keys.get((image.key, "joined")))
+        if last is not None and last is not source and not self._session.accepted_in(str(last.unique_id)):
+            self._book.viewer.layers.remove(last)
+        self._hide_results(image.key)
+        layer = layers.new_labels(self._book.layer(image.key), image.axes, ids, f"{source.name} joined",
+                                  opacity=layers.RESULT_OPACITY)
+        made = layers.note_of(source).get("provenance", {})
+        checked = self._session.accepted_in(str(source.unique_id)).in_numbers()
+        layers.note_on(layer, output="objects", image=image.key, image_name=image.name,
+                       provenance={**made, **checked, "linked_through_depth": True})
+        self._keys[image.key, "joined"] = self._book.add(layer, above=source)
+        self._showing.hide(source)
+        self._showing.reveal(layer)
+        return layer
+
     def _move_accepted(self, image: ImageEntry, before: Labels, layer: Labels) -> None:
         accepted = self._session.accepted_in(str(before.unique_id))
         if not accepted or before.data.shape != layer.data.shape:

@@ -261,6 +261,27 @@ def weigh(task: WeighTask, stop: StopToken) -> Generator[None, None, NDArray[np.
 
 
 @dataclass(frozen=True, eq=False)
+class Joined:
+    """Objects of planes that were joined."""
+
+    #: Stack axes + YX.
+    ids: NDArray[Any]
+    #: How many there were on the planes, and are now.
+    n_before: int
+    n: int
+
+
+def join(ids: NDArray[Any], stack_axes: str, stop: StopToken) -> Generator[None, None, Joined]:
+    """Join objects through depth; see :func:`napari_cellbrush.engine.linking.link_through_depth`."""
+    from napari_cellbrush.engine.linking import link_through_depth
+
+    yield
+    joined = link_through_depth(ids, stack_axes)
+    n_before = sum(np.count_nonzero(np.unique(ids[index])) for index in np.ndindex(ids.shape[:-2]))
+    return Joined(joined, int(n_before), int(joined.max(initial=0)))
+
+
+@dataclass(frozen=True, eq=False)
 class Tuned:
     """What a training gave."""
 

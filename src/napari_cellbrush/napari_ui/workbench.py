@@ -21,6 +21,7 @@ from napari_cellbrush.napari_ui.comparing import Comparing
 from napari_cellbrush.napari_ui.exporting import Exporting
 from napari_cellbrush.napari_ui.fine_tuning import FineTuning
 from napari_cellbrush.napari_ui.guiding import Guiding
+from napari_cellbrush.napari_ui.joining import Joining
 from napari_cellbrush.napari_ui.layer_book import LayerBook
 from napari_cellbrush.napari_ui.live import Live
 from napari_cellbrush.napari_ui.live_keys import bind_live_keys
@@ -72,6 +73,7 @@ class Workbench(QObject):
         self.fine_tuning = FineTuning(self)
         self.exporting = Exporting(self)
         self.proofreading = Proofreading(self)
+        self.joining = Joining(self)
         self.previewing = Previewing(self)
         self.measuring = Measuring(self)
         self.weighing = Weighing(self)
