@@ -3,12 +3,14 @@
     python benchmarks/objects.py accuracy [--model NAME|FILE] [--sets NAME...] [--images N]
     python benchmarks/objects.py speed [--size PX] [--rounds N]
     python benchmarks/objects.py memory [--size PX]
+    python benchmarks/objects.py linking
 
 Accuracy reads ``$CELLBRUSH_DATA`` as ``accuracy.py`` does, ``bench`` images alone, and prints average precision
 TP / (TP + FP + FN) over all objects of a set, at intersections over union of 0.5 and 0.75. Every way gets the same
 probabilities. Speed works on round cells in rows with noise, 3,025 of them for the default size; seconds are those
 of the processor, because other programs run too. Memory is the most that the process ever held, on probabilities and
-ids in files, of an image of 10,000 × 10,000 px unless told otherwise.
+ids in files, of an image of 10,000 × 10,000 px unless told otherwise. Linking takes the planes of true bodies apart and
+joins them again, with and without the ends that are smaller than what they belong to.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ import time
 from collections.abc import Callable
 from itertools import islice, product
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import zarr
-from accuracy import SETS, images_of
+from accuracy import SETS, images_of, read
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from napari_cellbrush.config import DEFAULT_CLASSES
+from napari_cellbrush.engine import linking
 from napari_cellbrush.engine.border_weights import border_weights
 from napari_cellbrush.engine.inference import most_probable, segment_array
 from napari_cellbrush.engine.measure import measure_objects
@@ -40,13 +44,16 @@ from napari_cellbrush.engine.objects import as_bytes, objects_from_classes, obje
 from napari_cellbrush.engine.outlines import outlines
 
 THRESHOLDS = (0.5, 0.75)
+#: Sets and images of true bodies, ZYX.
+STACKS = (("fib25_em_3d", "000"), ("gonuclear_3d", "000"), ("plantbio_chloroplast_em_3d", "000"),
+          ("stardist_samples", "3d"))
 Way = Callable[[NDArray[np.float32]], NDArray[Any]]
 SMALLEST_PX = 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["accuracy", "speed", "memory"])
+    parser.add_argument("task", choices=["accuracy", "speed", "memory", "linking"])
     parser.add_argument("--model", default="cells")
     parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--images", type=int, default=5)
@@ -57,6 +64,8 @@ def main() -> None:
         print_speed(arguments.size or 2048, arguments.rounds)
     elif arguments.task == "memory":
         print_memory(arguments.size or 10_000)
+    elif arguments.task == "linking":
+        print_linking()
     else:
         print_accuracy(arguments)
 
@@ -153,6 +162,23 @@ def print_memory(size: int) -> None:
         n_objects = max(int(ids[top : top + 1024].max()) for top in range(0, size, 1024))
     print(f"{size} × {size} px, {n_objects:,} objects: {seconds:.0f} s of one core; at most {_most_held():.2f} GB "
           f"held, of which {before:.2f} GB before anything was computed")
+
+
+def print_linking() -> None:
+    print("| stack | shape | true bodies | linked | AP50 / AP75 | without ends | AP50 / AP75 |\n|" + "---|" * 7)
+    for name, stem in STACKS:
+        truth = read(name, "masks", stem).squeeze()
+        cells = [_linked_again(truth)]
+        with patch.object(linking, "MIN_WITHIN", np.inf):
+            cells.append(_linked_again(truth))
+        shape = " × ".join(map(str, truth.shape))
+        print(f"| {name} | {shape} | {np.count_nonzero(np.unique(truth))} | {' | '.join(cells)} |", flush=True)
+
+
+def _linked_again(truth: NDArray[Any]) -> str:
+    linked = linking.link_planes(truth)
+    precision = average_precision(linked, truth, THRESHOLDS).average_precision
+    return f"{linked.max()} | {' / '.join(f'{value:.3f}' for value in precision)}"
 
 
 def _most_held() -> float:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from napari_cellbrush.engine.linking import link_planes, link_through_depth
+from napari_cellbrush.engine.linking import MIN_WITHIN, link_planes, link_through_depth
 from napari_cellbrush.errors import ImageError
 
 stacks = arrays(np.int32, st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(1, 5)),
@@ -43,11 +43,17 @@ def test_each_object_has_at_most_one_partner_and_as_good_ones_as_possible(ids: N
     for z, plane in enumerate(ids):
         assert len(set(zip(plane.ravel().tolist(), linked[z].ravel().tolist(), strict=True))) == len(np.unique(plane))
     for (below, above), (first, second) in zip(itertools.pairwise(ids), itertools.pairwise(linked), strict=True):
-        table = {(a, b): ((below == a) & (above == b)).sum() / ((below == a) | (above == b)).sum()
-                 for a in np.unique(below[below > 0]) for b in np.unique(above[above > 0])}
-        chosen = [pair for pair in table if first[below == pair[0]][0] == second[above == pair[1]][0]]
-        assert all(table[pair] >= threshold for pair in chosen)
-        assert sum(table[pair] for pair in chosen) == pytest.approx(best_sum(table, threshold))
+        pairs = list(itertools.product(np.unique(below[below > 0]), np.unique(above[above > 0])))
+        both = {(a, b): ((below == a) & (above == b)).sum() for a, b in pairs}
+        iou = {(a, b): both[a, b] / ((below == a) | (above == b)).sum() for a, b in pairs}
+        within = {(a, b): both[a, b] / min((below == a).sum(), (above == b).sum()) for a, b in pairs}
+        chosen = {(a, b) for a, b in pairs if first[below == a][0] == second[above == b][0]}
+        alike = {pair for pair in chosen if iou[pair] >= threshold}
+        assert sum(iou[pair] for pair in alike) == pytest.approx(best_sum(iou, threshold))
+        left = {(a, b): within[a, b] for a, b in pairs
+                if a not in {row for row, _ in alike} and b not in {column for _, column in alike}}
+        assert all(left[pair] >= MIN_WITHIN for pair in chosen - alike)
+        assert sum(left[pair] for pair in chosen - alike) == pytest.approx(best_sum(left, MIN_WITHIN))
 
 
 def best_sum(table: dict[tuple[int, int], float], threshold: float) -> float:
@@ -58,6 +64,21 @@ def best_sum(table: dict[tuple[int, int], float], threshold: float) -> float:
     return max((sum(table[pair] for pair in zip(below, choice, strict=True)
                     if pair[1] is not None and table[pair] >= threshold)
                 for choice in set(itertools.permutations(choices, len(below)))), default=0.0)
+
+
+def test_the_ends_of_a_body_belong_to_it_though_their_sections_are_small() -> None:
+    # Planes far apart: from the outermost section to the next, discs grow tenfold.
+    ids = np.zeros((7, 40, 80), np.uint16)
+    rows, columns = np.indices((40, 80))
+    for z, radius in enumerate((3, 10, 14, 15, 14, 10, 3)):
+        ids[z] = sum(n * ((rows - 20) ** 2 + (columns - at) ** 2 <= radius**2) for n, at in ((1, 20), (2, 60)))
+    np.testing.assert_array_equal(link_planes(ids), ids)
+
+
+def test_what_mostly_lies_beside_another_is_none_of_its_ends() -> None:
+    ids = np.zeros((2, 20, 20), np.uint8)
+    ids[0, 2:14, 2:14], ids[1, 11:17, 11:17] = 1, 1
+    assert link_planes(ids).max() == 2
 
 
 def test_an_empty_plane_ends_an_object() -> None:
