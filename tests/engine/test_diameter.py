@@ -440,6 +440,26 @@ def test_a_tuned_model_sees_twice_as_large_objects_at_half_the_scale() -> None:
     assert object_diameter(tuned, other, 0, CPU) == pytest.approx(60, rel=0.2)
 
 
+@pytest.mark.parametrize("true_px", [9.0, 24.0, 100.0])
+def test_a_tuned_model_that_takes_specks_for_objects_is_not_misled_about_its_own_image(
+        true_px: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def typical_object(seen: object, *_: object) -> Measurement:
+        return Measurement(24.0, 0.9 if scales[-1] == sure_at else 0.25)
+
+    def looked_at(predictor: object, model: object, source: Resampled, *_: object) -> NDArray[np.float32]:
+        scales.append(source.scale)
+        return np.zeros((3, 4, 4), np.float32)
+
+    scales: list[float] = []
+    sure_at = 0.2 if true_px < 24 else 2.9
+    monkeypatch.setattr(diameter, "_looked_at", looked_at)
+    monkeypatch.setattr(diameter, "_typical_object", typical_object)
+    image = Planes(discs(true_px), "YX")
+    assert measured_in_relation(MODEL, [image], [true_px], CPU) == pytest.approx(1, rel=1.2)
+    assert sure_at not in scales
+    assert max(abs(np.log2(24 / true_px / scale)) for scale in scales) < 1.5
+
+
 def test_an_image_has_the_same_fingerprint_under_any_name_and_another_one_another() -> None:
     image = discs(20)
     same = (Planes(image.astype(np.float64), "YX", "two"), Planes(image[None], "TYX"), Planes(image[None], "CYX"))
