@@ -247,7 +247,7 @@ def measured_in_relation(model: Model, images: Sequence[Planes], diameters: Sequ
         If an image cannot be read.
     """
     ratios = [measured.diameter_px / px for image, px in zip(images, diameters, strict=True)
-              if (measured := measured_diameter(model, image, device, stop, near_px=px))]
+              if (measured := measured_diameter(model, image, device, stop, px))]
     return float(np.median(ratios)) if ratios and not (stop and stop.stopped) else None
 
 
