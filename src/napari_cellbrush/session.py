@@ -726,11 +726,12 @@ def axes_in_words(axes: str) -> str:
     return ", ".join(AXIS_NAMES[letter] for letter in axes)
 
 
-def objects_in_words(n: int) -> tuple[str, NoticeKind]:
-    """How many were found, and what to do if none was."""
+def objects_in_words(n: int, joinable: bool = False) -> tuple[str, NoticeKind]:
+    """How many were found, and what to do if none was, or if they lie on planes above each other."""
     if not n:
         return "No object. If there are any, lower Least certainty.", "warning"
-    return "One object." if n == 1 else f"{n:,} objects.", "success"
+    counted = "One object" if n == 1 else f"{n:,} objects"
+    return f"{counted}, plane by plane; Correct joins them through depth." if joinable else f"{counted}.", "success"
 
 
 def sizes_in_words(diameters_px: Collection[float], names: Sequence[str] = ()) -> str:

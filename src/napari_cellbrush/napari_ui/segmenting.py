@@ -263,7 +263,8 @@ class Segmenting(QObject):
         objects: str = ""
         kind: NoticeKind = "success"
         if self._n_objects is not None:
-            objects, kind = objects_in_words(self._n_objects)
+            objects, kind = objects_in_words(self._n_objects, joinable=self._whole and any(
+                "Z" in sheet.axes for sheet in self._sheets))
         done = f"Segmented {self._what} in {took}. {objects}".rstrip()
         text = " ".join([done + sizes_in_words(self._sizes.values()), *self._problems])
         self._end(text, "warning" if self._problems else kind)
