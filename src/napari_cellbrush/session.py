@@ -68,7 +68,8 @@ class MaskEntry:
     shape: tuple[int, ...]
     #: Whether it holds whole numbers (labels) rather than probabilities.
     labels: bool
-    #: What a run wrote into it: "objects", "classes", "probability" or "weights"; empty for all other layers.
+    #: What was written into it: "objects", "classes", "probability" or "weights" by a run, "bodies" where objects were
+    #: joined through depth; empty for all other layers.
     output: str = ""
 
 
@@ -194,6 +195,8 @@ class Correction:
     #: Objects on the plane shown, and how many of them are accepted.
     n_objects: int = 0
     n_accepted: int = 0
+    can_undo: bool = False
+    can_redo: bool = False
     notice: Notice = Notice()
 
 
@@ -726,11 +729,17 @@ def axes_in_words(axes: str) -> str:
     return ", ".join(AXIS_NAMES[letter] for letter in axes)
 
 
-def objects_in_words(n: int, joinable: bool = False) -> tuple[str, NoticeKind]:
-    """How many were found, and what to do if none was, or if they lie on planes above each other."""
+def objects_in_words(n: int, joinable: bool = False, by_image: Sequence[tuple[str, int]] = ()
+                     ) -> tuple[str, NoticeKind]:
+    """How many were found, and what to do if none was, or if they lie on planes above each other.
+
+    Images that are several and few are told one by one.
+    """
     if not n:
         return "No object. If there are any, lower Least certainty.", "warning"
     counted = "One object" if n == 1 else f"{n:,} objects"
+    if 1 < len(by_image) <= MOST_NAMED:
+        counted += " (" + ", ".join(f"{found:,} in '{name}'" for name, found in by_image) + ")"
     return f"{counted}, plane by plane; Correct joins them through depth." if joinable else f"{counted}.", "success"
 
 

@@ -448,9 +448,17 @@ def test_corrected_objects_are_saved_and_restored_with_what_was_accepted(viewer,
     assert list_sessions()[0][0].kind == "objects"
     reopen(viewer, bench, image, person)
     assert "Corrected objects of" in workspace.annotate.recovery.text.text()
-    person.click(workspace.annotate.recovery.restore)
-    person.wait(lambda: session.accepted_of(session.image.key))
-    ((key, restored),) = session.accepted_of(session.image.key).items()
+    # Corrected anew before that was seen.
+    newer = bench.segmenting.results.objects_layer(session.image)
+    session.set_accepted(str(newer.unique_id), session.image.key, Accepted(frozenset({5})))
+    workspace.show_tab("correct")
+    person.click(workspace.correct.recovery.restore)
+    person.wait(lambda: len(session.accepted_of(session.image.key)) == 2)
+    assert session.accepted_of(session.image.key).pop(str(newer.unique_id)).ids == {5}
+    ((key, restored),) = (item for item in session.accepted_of(session.image.key).items()
+                          if item[0] != str(newer.unique_id))
+    assert not workspace.correct.recovery.isVisible()
+    assert [newer.visible, bench.book.layer(key).visible] == [False, True]
     assert restored == accepted
     assert bench.exporting.pixel_size(session.masks[0], "YX") == PixelSize(0.5, 0.5, None, "µm")
     back = bench.book.layer(key)

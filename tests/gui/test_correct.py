@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from napari.layers import Shapes
+from napari.layers import Labels, Shapes
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
@@ -382,6 +382,52 @@ def test_the_lit_button_is_the_one_that_has_the_mouse(viewer, correcting, person
     assert lit() == ["split"]
 
 
+def test_the_view_stays_where_it_is_if_it_shows_the_next_object_well(viewer, correcting, person):
+    camera = viewer.scene.camera
+    before = tuple(camera.center), camera.zoom
+    person.key(Qt.Key.Key_N)
+    assert correcting.session.correction.current
+    assert (tuple(camera.center), camera.zoom) == before
+    # Out of sight, or too small to be seen.
+    camera.center = (0, -500, -500)
+    person.key(Qt.Key.Key_N)
+    assert np.abs(camera.center[-2:]).max() < 100
+    camera.zoom /= 50
+    person.key(Qt.Key.Key_N)
+    assert camera.zoom > before[1] / 20
+
+
+def test_a_step_back_is_said_and_offered_only_where_there_is_one(viewer, correcting, person):
+    dock = correcting.correct
+    assert not dock.undo.isEnabled()
+    click(person, *PLACES[2])
+    person.key(Qt.Key.Key_A)
+    assert dock.undo.isEnabled()
+    assert not dock.redo.isEnabled()
+    person.key(Qt.Key.Key_Z, CTRL)
+    assert dock.notice.text() == "One step back."
+    assert (dock.undo.isEnabled(), dock.redo.isEnabled()) == (False, True)
+    person.key(Qt.Key.Key_Z, CTRL | SHIFT)
+    assert dock.notice.text() == "One step forward again."
+    person.key(Qt.Key.Key_Z, CTRL)
+    person.key(Qt.Key.Key_Z, CTRL)
+    assert dock.notice.text() == "There is nothing to undo."
+
+
+def test_the_halves_of_an_object_have_different_colours(viewer, correcting, monkeypatch):
+    layer, proofreading = viewer.layers["cells objects"], correcting.annotate.bench.proofreading
+    number = int(layer.data[PLACES[2]])
+    free = max(layer.data.max(), number) + 1
+    original = Labels.get_color
+    alike = (free, free + 1)
+    monkeypatch.setattr(Labels, "get_color", lambda self, of: original(self, number if of in alike else of))
+    proofreading.go_to(number)
+    proofreading._split([(10.0, 100.0), (50.0, 100.0)])
+    halves = set(np.unique(layer.data[disc(30, 100)])) - {0}
+    assert len(halves) == 2
+    assert halves.isdisjoint(alike)
+
+
 def test_after_a_choice_in_a_list_keys_are_the_pictures(viewer, correcting, person):
     dock = correcting.correct
     window = dock.window()
@@ -407,10 +453,14 @@ def test_the_tools_leave_planes_alone_that_are_not_seen(viewer, workspace, image
     before = layer.data.copy()
     proofreading.go_on()
     viewer.dims.ndisplay = 3
-    proofreading.delete()
+    for act in (proofreading.delete, lambda: proofreading.use("split"), lambda: proofreading.use("select")):
+        assert "does not show planes" in workspace.correct.notice.text()
+        act()
     np.testing.assert_array_equal(layer.data, before)
     assert "does not show planes" in workspace.correct.notice.text()
     viewer.dims.ndisplay = 2
+    assert "Click an object" in workspace.correct.notice.text()
+    proofreading.go_on()
     proofreading.delete()
     assert (layer.data != before).any()
 
@@ -723,43 +773,54 @@ def test_objects_of_planes_are_joined_through_depth_in_a_layer_of_their_own(view
     before = viewer.layers["stack objects"].data.copy()
     n_planes = np.prod([n for n, letter in zip(shape, axes, strict=True) if letter in "TZ"])
     person.click(dock.toggle)
-    assert not dock.join.isVisible()
-    person.click(dock.toggle)
     person.click(dock.join)
+    assert not session.correction.layer
     assert not dock.toggle.isEnabled()
     person.wait(dock.join.isEnabled)
     joined, depth = viewer.layers["stack objects joined"], axes.index("Z")
     n_bodies = len(CELLS) * n_planes // shape[depth]
-    assert dock.notice.text().startswith(f"{len(CELLS) * n_planes} objects of planes are {n_bodies} bodies now")
+    assert dock.notice.text().startswith(f"{len(CELLS) * n_planes} objects of planes are {n_bodies} bodies now, in a")
     assert joined.visible
     assert not viewer.layers["stack objects"].visible
     assert set(np.unique(joined.data)) == set(range(n_bodies + 1))
     np.testing.assert_array_equal(joined.data > 0, before > 0)
     np.testing.assert_array_equal(joined.data.take(0, depth), joined.data.take(-1, depth))
     np.testing.assert_array_equal(viewer.layers["stack objects"].data, before)
+    # Corrections are of planes; files are of bodies.
+    assert [dock.layer.itemText(row) for row in range(dock.layer.count())] == ["stack objects"]
+    workspace.show_tab("export")
+    assert workspace.export.layer.currentText() == "stack objects joined"
+    workspace.show_tab("correct")
 
-    # Joined anew, there is one layer of bodies; one that somebody has worked on stays.
-    choose(dock.layer, key_of(session, "stack objects"))
+    # Joined anew, there is one layer of bodies; one that somebody has painted on stays, out of sight.
     person.click(dock.join)
     person.wait(dock.join.isEnabled)
-    assert len([layer for layer in viewer.layers if layer.name.startswith("stack objects joined")]) == 1
+    assert len(bodies(viewer)) == 1
     assert viewer.layers["stack objects joined"].unique_id != joined.unique_id
-    choose(dock.layer, key_of(session, "stack objects joined"))
-    person.click(dock.toggle)
-    person.click(dock.accept_all)
-    person.click(dock.toggle)
-    choose(dock.layer, key_of(session, "stack objects"))
+    viewer.layers["stack objects joined"].paint((0,) * len(axes), 7)
     person.click(dock.join)
     person.wait(dock.join.isEnabled)
-    assert len([layer for layer in viewer.layers if layer.name.startswith("stack objects joined")]) == 2
+    assert sorted(layer.visible for layer in bodies(viewer)) == [False, True]
 
     # A new segmentation is shown alone.
     segment(workspace, person)
     assert [layer.name for layer in viewer.layers if layer.visible and "objects" in layer.name] == ["stack objects"]
 
 
-def key_of(session, name):
-    return next(mask.key for mask in session.masks if mask.name == name)
+def test_bodies_on_one_plane_alone_are_counted(viewer, workspace, person, image):
+    viewer.add_image(np.stack([image] * 3), name="stack")
+    workspace.session.set_axes(workspace.session.image.key, "ZYX")
+    ids = np.zeros((3, 120, 150), np.uint16)
+    ids[:, disc(30, 30)], ids[1, disc(80, 100)] = [[1], [2], [3]], 9
+    viewer.add_labels(ids, name="stack masks")
+    workspace.show_tab("correct")
+    person.click(workspace.correct.join)
+    person.wait(workspace.correct.join.isEnabled)
+    assert "4 objects of planes are 2 bodies now (1 of them on one plane alone)" in workspace.correct.notice.text()
+
+
+def bodies(viewer):
+    return [layer for layer in viewer.layers if layer.name.startswith("stack objects joined")]
 
 
 def workspace_axes(layer):

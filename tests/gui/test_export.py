@@ -204,6 +204,35 @@ def test_objects_are_offered_first_and_an_explicit_choice_stays(viewer, dock):
     assert dock.layer.currentText() == "strokes"
 
 
+def test_what_is_seen_of_the_image_that_is_worked_on_is_offered(viewer, workspace, person, image):
+    for name in ("one", "two"):
+        viewer.add_image(image, name=name)
+    session, dock = workspace.session, workspace.export
+    session.set_options(scope="all", output="objects")
+    workspace.annotate.bench.segmenting.start()
+    person.wait(lambda: session.segmentation.notice.kind in ("success", "warning"))
+    workspace.show_tab("export")
+    for name in ("one", "two"):
+        session.choose_image(str(viewer.layers[name].unique_id))
+        assert dock.layer.currentText() == f"{name} objects"
+    workspace.show_tab("segment")
+    viewer.layers["two objects"].visible, viewer.layers["two classes"].visible = False, True
+    workspace.show_tab("export")
+    assert dock.layer.currentText() == "two classes"
+
+
+def test_a_pixel_size_that_was_said_holds_when_the_image_is_closed(viewer, workspace, person, image):
+    viewer.add_image(image, name="cells")
+    workspace.session.set_options(scope="layer", output="objects")
+    workspace.annotate.bench.segmenting.start()
+    person.wait(lambda: workspace.session.segmentation.notice.kind in ("success", "warning"))
+    exporting = workspace.annotate.bench.exporting
+    mask = next(mask for mask in workspace.session.masks if mask.output == "objects")
+    exporting.say_pixel_size(mask, PixelSize(0.3, 0.2, None, "µm"))
+    viewer.layers.remove("cells")
+    assert exporting.pixel_size(mask, "YX") == PixelSize(0.3, 0.2, None, "µm")
+
+
 def test_an_unwritable_place_is_said_in_words(viewer, dock, person, tmp_path):
     viewer.add_labels(np.ones((4, 5), np.uint8), name="mask")
     notice = export(dock, person, tmp_path / "missing" / "folder" / "mask.tif")

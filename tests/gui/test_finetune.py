@@ -232,8 +232,11 @@ def test_revert_goes_back_to_the_model_before_and_keeps_the_new_one(painted, per
     person.click(painted.finetune.run.button)
     finished(painted, person)
     assert painted.finetune.revert.text() == "Revert to 'tiny'"
+    painted.session.set_options(segment_after_training=True)
     person.click(painted.finetune.revert)
     assert painted.session.model == "tiny"
+    assert "Segment uses 'tiny' again. 'cells model' stays" in painted.finetune.run.notice.text()
+    person.wait(lambda: "with 'tiny' in" in painted.session.segmentation.notice.text)
     assert "cells model" in {entry.name for entry in list_models()}
     assert not painted.finetune.revert.isVisible()
 
@@ -320,6 +323,9 @@ def test_models_of_a_session_are_on_a_timeline_to_compare_and_to_go_back_to(view
     person.click(history.use)
     assert session.model == "cells model"
     assert not history.use.isEnabled()
+    # What differs from the model that is chosen no longer does.
+    assert not session.comparison.notice.text
+    assert not viewer.layers["cells difference"].visible
 
 
 # ------------------------------------------------------------------------------------- stopping, failing

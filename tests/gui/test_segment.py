@@ -248,7 +248,9 @@ def test_slices_of_a_stack_add_up_and_objects_keep_different_ids(viewer, workspa
     workspace.session.set_options(scope="slice", output="objects")
     for plane in (2, 0):
         viewer.dims.set_current_step(0, plane)
-        segment(workspace, person)
+        notice = segment(workspace, person)
+        of_plane = np.count_nonzero(np.unique(viewer.layers["stack objects"].data[plane]))
+        assert f" {of_plane} objects." in notice.text
     objects, classes = viewer.layers["stack objects"].data, viewer.layers["stack classes"].data
     assert classes[[0, 2]].all()
     assert not classes[1].any()
@@ -256,6 +258,29 @@ def test_slices_of_a_stack_add_up_and_objects_keep_different_ids(viewer, workspa
     assert first
     assert last
     assert not first & last
+
+
+@pytest.mark.usefixtures("specks")
+def test_of_several_images_the_counts_are_told_one_by_one(viewer, ready, person, image):
+    viewer.add_image(image[:80], name="second")
+    ready.session.set_options(scope="all", output="objects")
+    notice = segment(ready, person)
+    counts = {name: np.count_nonzero(np.unique(viewer.layers[f"{name} objects"].data)) for name in ("cells", "second")}
+    assert len(set(counts.values())) == 2
+    assert f"{sum(counts.values())} objects (" in notice.text
+    for name, n in counts.items():
+        assert f"{n} in '{name}'" in notice.text
+
+
+def test_a_run_that_is_stopped_says_that_objects_are_not_numbered(viewer, ready, person, monkeypatch):
+    monkeypatch.setattr(inference, "segment_planes", endless)
+    ready.session.set_options(output="objects")
+    person.click(ready.segment.run.button)
+    person.wait(lambda: "tile" in ready.session.segmentation.count)
+    person.click(ready.segment.run.button)
+    person.wait(lambda: not ready.session.segmentation.busy)
+    assert ready.segment.run.notice.text().endswith("What is segmented already stays, as classes.")
+    assert viewer.layers["cells classes"].visible
 
 
 def test_all_images_are_segmented_and_a_bad_one_does_not_stop_the_others(viewer, ready, person, image):

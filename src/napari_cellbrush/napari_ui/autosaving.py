@@ -243,9 +243,7 @@ class Autosaving(QObject):
         image = self._session.find_image(image_key)
         if image is None:
             raise AnnotationError("The image was removed", "Open it once more")
-        layer = self._bench.segmenting.results.objects_layer(image, fresh=True)
-        self._bench.showing.reveal(layer)
-        layer.data = layers.in_layer_order(restored.labels, layers.mask_axes(layer))
+        layer = self._bench.segmenting.results.restored_objects(image, restored.labels)
         self._session.set_accepted(str(layer.unique_id), image_key, restored.work.accepted)
 
     def _check_classes(self, card: SessionCard, image_key: str) -> None:

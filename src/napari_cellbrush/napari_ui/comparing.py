@@ -61,6 +61,9 @@ class Comparing(QObject):
         self._run = bench.session.comparison
         self._job: Job | None = None
         self._layer: Labels | None = None
+        #: The chosen model that the last comparison was with.
+        self._with = ""
+        bench.session.models_changed.connect(self._on_models_changed)
         bench.book.removed.connect(self._on_layer_removed)
 
     def start(self, name: str) -> None:
@@ -95,6 +98,7 @@ class Comparing(QObject):
             self._run.end("Stopped.")
             return
         self._bench.after_drag(partial(self._show, image, classes, found))
+        self._with = task.first
         self._run.end(f"{found.share:.1%} of the view differ: the new layer shows what '{task.second}' says there, "
                       f"instead of '{task.first}'.")
 
@@ -106,13 +110,21 @@ class Comparing(QObject):
             self._layer = layers.new_difference(on, image.axes, f"{image.name} difference")
             layers.note_on(self._layer, image=image.key)
             self._bench.book.add(self._layer)
-            self._bench.showing.reveal(self._layer)
+        self._bench.showing.reveal(self._layer)
         self._layer.colormap = layers.class_colormap(self._session.in_own_colours(classes))
         array = layers.in_engine_order(self._layer.data, layers.labels_axes(image.axes))
         array[...] = 0
         place: tuple[int | slice, ...] = (*found.index, *found.region)
         array[place] = found.classes
         self._layer.refresh(extent=False)
+
+    def _on_models_changed(self) -> None:
+        """Beside another model than the chosen one, a difference says nothing."""
+        if self._with and self._with != self._session.model and not self._run.busy:
+            self._with = ""
+            self._run.say("")
+            if self._layer is not None:
+                self._bench.showing.hide(self._layer)
 
     def _on_layer_removed(self, key: str) -> None:
         if self._layer is not None and str(self._layer.unique_id) == key:

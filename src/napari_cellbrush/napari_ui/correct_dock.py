@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QPushButton
 
+from napari_cellbrush.napari_ui.autosaving_bar import RecoveryBar
 from napari_cellbrush.napari_ui.config_form import Fold
 from napari_cellbrush.napari_ui.controls import (
     BIG_BUTTON_PX,
@@ -37,6 +38,8 @@ class CorrectDock(Dock):
     """Shows the correcting of a session's objects and its tools."""
 
     def _build(self) -> None:
+        self.recovery = RecoveryBar()
+        self.column.addWidget(self.recovery)
         self.layer = ChoiceBox()
         self.image = ChoiceBox()
         self.image.setToolTip("The image that these objects are of, and that accepted ones teach about")
@@ -55,7 +58,7 @@ class CorrectDock(Dock):
         self.column.addLayout(side_by_side(self.toggle, self.new_layer))
         self.join = QPushButton("Join through depth")
         self.join.setToolTip("Make a layer in which objects of neighbouring planes that cover each other are one, with "
-                             "one number: to count cells and to measure volumes. Correct the planes first")
+                             "one number: to count cells, to measure volumes. Correct the planes first")
         self.column.addWidget(self.join)
         with self.part() as self.tool_box:
             self._build_progress()
@@ -121,6 +124,9 @@ class CorrectDock(Dock):
 
     def _connect(self) -> None:
         session, proofreading = self.session, self.bench.proofreading
+        self.recovery.restoreRequested.connect(lambda: self._keep(self.bench.autosaving.restore))
+        self.recovery.discardRequested.connect(lambda: self._keep(self.bench.autosaving.discard))
+        self.listen(session.keeping.changed, self._refresh_keeping)
         self.layer.chosen.connect(self._on_layer_chosen)
         self.image.chosen.connect(lambda key: proofreading.say_image(self.layer.value() or "", key))
         self.search.startRequested.connect(self._on_search)
@@ -162,7 +168,7 @@ class CorrectDock(Dock):
         chosen = self._chosen()
         self._refresh_image(chosen)
         on = bool(correction.layer)
-        self.join.setVisible(not on and chosen is not None and self.bench.joining.has_depth(chosen))
+        self.join.setVisible(chosen is not None and self.bench.joining.has_depth(chosen))
         self.toggle.setText("Stop correcting" if on else "Correct")
         self.toggle.setChecked(on)
         self.toggle.setVisible(bool(choices))
@@ -173,6 +179,8 @@ class CorrectDock(Dock):
         self.new_layer.setVisible(not on)
         for widget in (self.accept, self.delete, self.fill):
             widget.setEnabled(bool(correction.current))
+        self.undo.setEnabled(correction.can_undo)
+        self.redo.setEnabled(correction.can_redo)
         self.accept.setText("Take back  (A)" if correction.current_accepted else "Object  (A)")
         self.accept_all.setText("All planes" if self.bench.proofreading.has_planes() else "All")
         self._refresh_tools()
@@ -183,6 +191,7 @@ class CorrectDock(Dock):
         self._table_timer.start()
         self.notice.setValue(correction.notice)
         self._refresh_search()
+        self._refresh_keeping()
 
     def _chosen(self) -> MaskEntry | None:
         return next((mask for mask in self.bench.proofreading.choices() if mask.key == self.layer.value()), None)
@@ -214,6 +223,17 @@ class CorrectDock(Dock):
                                "None that fits" if mask is not None and not fitting else "")
         self.image.setEnabled(mask is not None and not mask.output and len(fitting) > 1)
 
+    def _refresh_keeping(self) -> None:
+        """Corrected objects that were found from before, if they are what is offered now."""
+        image, keeping = self.session.image, self.session.keeping
+        found = next(iter(keeping.found.get(image.key, ()) if image else ()), None)
+        offered = found if found is not None and found.kind == "objects" else None
+        self.recovery.setValue(offered, image.name if image else "", keeping.restoring)
+
+    def _keep(self, action: Callable[[str], None]) -> None:
+        if self.session.image is not None:
+            action(self.session.image.key)
+
     def _refresh_search(self) -> None:
         """Offered while nobody corrects, and to be stopped until the run has ended."""
         run = self.session.segmentation
@@ -243,6 +263,7 @@ class CorrectDock(Dock):
     def _on_join(self) -> None:
         mask = self._chosen()
         if mask is not None:
+            self.bench.proofreading.stop()
             self.bench.joining.start(mask)
 
     def _on_toggled(self, on: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QFileDialog, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QMessageBox, QPushButton, QWidget
 
 from napari_cellbrush.engine.axes import PixelSize
@@ -97,13 +98,25 @@ class ExportDock(Dock):
         masks = {mask.key: mask for mask in self.session.masks}
         before = self._mask
         kept = masks.get(before.key) if before and self._chosen else None
-        self._mask = kept or min(masks.values(), key=_preference, default=None)
+        self._mask = kept or min(masks.values(), key=self._preference, default=None)
         self.layer.set_choices([(mask.key, mask.name, "") for mask in masks.values()],
                                self._mask.key if self._mask else None, "Segment first")
         if self._mask is None or before is None or self._mask.key != before.key:
             self._show_mask()
         self._refresh_formats()
         self._show_format()
+
+    def _preference(self, mask: MaskEntry) -> tuple[bool, bool, bool, int]:
+        """What people most likely want to save comes first: results of the image that is worked on, and seen."""
+        exporting = self.bench.exporting
+        kinds = ("bodies", "objects", "classes", "probability", "", "weights")
+        return (exporting.image(mask) not in (None, self.session.image), mask.output not in kinds[:4],
+                not exporting.is_seen(mask), kinds.index(mask.output))
+
+    def showEvent(self, event: QShowEvent | None) -> None:
+        """Layers are shown and hidden without a word."""
+        super().showEvent(event)
+        self._refresh()
 
     def _show_mask(self) -> None:
         self._edited_path = self._is_writing_size = False
@@ -242,11 +255,6 @@ class ExportDock(Dock):
         words = f"'{path.name}' exists already in the folder {path.absolute().parent}. Replace it?"
         answer = QMessageBox.question(self, "Export", words)
         return answer == QMessageBox.StandardButton.Yes
-
-
-def _preference(mask: MaskEntry) -> int:
-    """What people most likely want to save comes first."""
-    return ("objects", "classes", "probability", "", "weights").index(mask.output)
 
 
 def _show_row(form: QFormLayout, field: QWidget, shown: bool) -> None:

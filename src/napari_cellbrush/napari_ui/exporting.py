@@ -45,8 +45,13 @@ class Exporting(QObject):
     def formats(self, mask: MaskEntry) -> tuple[ExportFormat, ...]:
         """What a layer can be written as: regions, polygons and so on where it may hold objects."""
         strokes = mask.key in self._bench.session.annotations.values()
-        objects = mask.labels and mask.output in ("objects", "") and not strokes
+        objects = mask.labels and mask.output in ("objects", "bodies", "") and not strokes
         return get_args(ExportFormat) if objects else ("tiff", "compact")
+
+    def is_seen(self, mask: MaskEntry) -> bool:
+        """Whether a layer is shown."""
+        layer = self._bench.book.layer(mask.key)
+        return layer is not None and bool(layer.visible)
 
     def default_path(self, mask: MaskEntry, format: ExportFormat = "tiff") -> Path:
         """A file where one was written last, or beside the layer's (or its image's) own, or in the home folder."""
@@ -129,7 +134,8 @@ class Exporting(QObject):
 
     def _image_key(self, mask: MaskEntry) -> str:
         image = self.image(mask)
-        return image.key if image else mask.key
+        # What was said of an image holds for its masks when it is closed.
+        return image.key if image else str(layers.note_of(self._bench.book.layer(mask.key)).get("image", mask.key))
 
     def _size(self, mask: MaskEntry, axes: str) -> PixelSize:
         read = self._size_as_read(self._bench.book.layer(mask.key), axes)

@@ -90,6 +90,15 @@ class FineTuning(QObject):
             self._run.stopping()
             self._job.stop()
 
+    def revert(self) -> None:
+        """Segment with the model that was chosen before the last training, and show what it says."""
+        session, tuned = self._session, self._session.tuned
+        if tuned is None or not session.previous_model:
+            return
+        session.revert()
+        self._run.say(f"Segment uses '{session.model}' again. '{tuned.name}' stays in the library.")
+        self._segment(session.model)
+
     def save_again(self, name: str = "") -> None:
         """Try once more to save a model that is only in memory; under its name if nobody says otherwise."""
         if self.unsaved is not None and not self._run.busy:
@@ -176,11 +185,15 @@ class FineTuning(QObject):
         if outcome.improved:
             for learnt in self._images:
                 self._bench.annotating.note_answered(learnt.key)
-        if outcome.improved and self._session.options.segment_after_training:
+        if outcome.improved:
+            self._segment(tuned.name)
+
+    def _segment(self, model: str) -> None:
+        """With another model than before, if the person wants that."""
+        if self._session.options.segment_after_training:
             # Whoever had all of the image segmented wants all of it anew, beside the earlier result.
             image, results = self._session.image, self._bench.segmenting.results
-            output = self._session.options.output
-            had_whole = image is not None and results.holds_whole_of_another(image, tuned.name, output)
+            had_whole = image is not None and results.holds_whole_of_another(image, model, self._session.options.output)
             self._bench.segmenting.start("layer" if had_whole else "view", beside=True)
 
     def _on_failed(self, error: CellbrushError) -> None:

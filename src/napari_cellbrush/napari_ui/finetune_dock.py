@@ -95,7 +95,7 @@ class FineTuneDock(Dock):
         self.run.startRequested.connect(lambda: tuning.start(self.name.text().strip()))
         self.run.stopRequested.connect(tuning.stop)
         self.resume.clicked.connect(lambda: tuning.start(self.name.text().strip(), resumes=True))
-        self.revert.clicked.connect(session.revert)
+        self.revert.clicked.connect(tuning.revert)
         self.save_again.clicked.connect(lambda: tuning.save_again(self.name.text().strip()))
         self.discard.clicked.connect(tuning.discard)
         self.segment_after.toggled.connect(lambda on: session.set_options(segment_after_training=on))

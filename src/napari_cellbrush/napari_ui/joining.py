@@ -67,9 +67,10 @@ class Joining(QObject):
         if source is None or self._session.find_image(image.key) is None:
             self._say("Nothing was joined: the layer or its image was removed.", "warning")
             return
-        self._bench.segmenting.results.joined_objects(image, source, joined.ids)
-        self._say(f"{joined.n_before:,} objects of planes are {joined.n:,} bodies now, in a layer of their own. "
-                  "Export it for volumes; napari's 3D button shows it in space.", "success")
+        self._bench.segmenting.results.bodies(image, source, joined.ids)
+        alone = f" ({joined.n_single:,} of them on one plane alone)" if joined.n_single else ""
+        self._say(f"{joined.n_before:,} objects of planes are {joined.n:,} bodies now{alone}, in a layer of their own. "
+                  "Export has it for volumes; napari's 3D button shows it in space.", "success")
 
     def _on_failed(self, error: CellbrushError) -> None:
         self._job = None

@@ -154,7 +154,9 @@ class Proofreading(QObject):
         layer.events.selected_label.connect(self._on_label_selected)
         layer.events.mode.connect(self._on_mode)
         layer.events.set_data.connect(self._on_shown)
+        self._book.viewer.dims.events.ndisplay.connect(self._on_turned)
         self._histories[layer_key].painted.connect(self._on_painted)
+        self._histories[layer_key].moved.connect(self._on_moved)
         self._session.set_correction(layer=layer_key, tool="select", current=0)
         self._forget_boxes()
         self._refresh(Notice(_HINTS["select"]))
@@ -170,9 +172,11 @@ class Proofreading(QObject):
         layer.events.selected_label.disconnect(self._on_label_selected)
         layer.events.mode.disconnect(self._on_mode)
         layer.events.set_data.disconnect(self._on_shown)
+        self._book.viewer.dims.events.ndisplay.disconnect(self._on_turned)
         history = self._histories.get(str(layer.unique_id))
         if history is not None:
             history.painted.disconnect(self._on_painted)
+            history.moved.disconnect(self._on_moved)
         layer.mode = "pan_zoom"
         self._end_new(layer)
         self._new = 0
@@ -225,6 +229,7 @@ class Proofreading(QObject):
             # The object at hand may lie anywhere: to merge, both are clicked.
             current = 0 if tool == "merge" else self._session.correction.current
             self._session.set_correction(tool=tool, current=current, notice=Notice(_HINTS[tool]))
+            self._sees_a_plane()
 
     def select(self, number: int) -> None:
         """Work on an object of the plane shown; 0 for none."""
@@ -244,15 +249,18 @@ class Proofreading(QObject):
             return
         number = next_object(self._boxes_shown(), self._session.correction.current, self._accepted.ids, step)
         if number:
-            self.go_to(number)
+            self._go_to(number, stays=True)
         else:
             self._say("All objects of this plane are accepted.", "success")
 
     def go_to(self, number: int) -> None:
-        """Show an object of the plane shown, and work on it."""
+        """Bring an object of the plane shown to the middle of the view, and work on it."""
+        self._go_to(number, stays=False)
+
+    def _go_to(self, number: int, stays: bool) -> None:
         layer, box = self._layer, self._boxes_shown().get(number)
         if layer is not None and box is not None and self._sees_a_plane():
-            show_box(self._book.viewer, layer, self._axes, self._index(), box)
+            show_box(self._book.viewer, layer, self._axes, self._index(), box, stays)
             self.select(number)
 
     def accept(self) -> None:
@@ -338,8 +346,8 @@ class Proofreading(QObject):
         self._history_of_layer("redo")
 
     def _history_of_layer(self, action: str) -> None:
-        if self._layer is not None and not getattr(self._histories[str(self._layer.unique_id)], action)():
-            self._say(f"There is nothing to {action}.")
+        if self._layer is not None:
+            getattr(self._histories[str(self._layer.unique_id)], action)()
 
     def _merge(self, second: int) -> None:
         from napari_cellbrush.engine.proofreading import merged
@@ -360,7 +368,7 @@ class Proofreading(QObject):
 
         number = crossed(self._plane(), path)
         if number:
-            self._try(lambda: split(self._plane(), self._boxes_shown(), number, path, self._new_ids()),
+            self._try(lambda: split(self._plane(), self._boxes_shown(), number, path, self._new_ids_unlike(number)),
                       f"Split object {number}.")
         else:
             self._say("The line crosses no object.", "warning")
@@ -546,6 +554,14 @@ class Proofreading(QObject):
         self._forget_boxes()
         self._refresh()
 
+    def _on_moved(self, words: str) -> None:
+        self._refresh(Notice(words))
+
+    def _on_turned(self, event: Any = None) -> None:
+        """To 3D, where tools do nothing, or back."""
+        if self._layer is not None and self._sees_a_plane():
+            self._session.set_correction(notice=Notice(_HINTS[self._session.correction.tool]))
+
     def _on_layer_removed(self, key: str) -> None:
         self._histories.pop(key, None)
         if self._layer is not None and str(self._layer.unique_id) == key:
@@ -623,6 +639,12 @@ class Proofreading(QObject):
             self._highest = max(self._highest, number)
             yield number
 
+    def _new_ids_unlike(self, number: int) -> Iterator[int]:
+        """Those whose colour is not that of an object, from which they are to be told."""
+        layer = self._corrected
+        colour = layer.get_color(number)
+        return (other for other in self._new_ids() if not np.allclose(layer.get_color(other), colour))
+
     def _say(self, text: str, kind: NoticeKind = "info") -> None:
         self._session.set_correction(notice=Notice(text, kind))
 
@@ -634,10 +656,12 @@ class Proofreading(QObject):
         self._marks.draw(index, self._outline(current, boxes))
         done = sorted(self._accepted.ids & boxes.keys())
         self._marks.dot(index, np.array([self._place(number, boxes) for number in done], float))
+        history = self._histories[str(self._layer.unique_id)]
         changes = {} if notice is None else {"notice": notice}
         self._session.set_correction(n_objects=len(boxes), n_accepted=len(done),
                                      current=current if current in boxes else 0,
-                                     current_accepted=current in self._accepted.ids, **changes)
+                                     current_accepted=current in boxes and current in self._accepted.ids,
+                                     can_undo=history.can_undo, can_redo=history.can_redo, **changes)
 
     def _outline(self, number: int, boxes: Boxes) -> list[NDArray[Any]]:
         """Closed lines along the edges of an object's pixels, as rows and columns of pixels' centres."""
@@ -677,6 +701,8 @@ class History:
 
     #: What napari's own tools did, before anybody hears what is accepted now.
     painted = Signal(object)
+    #: A sentence about a step that was taken back or made again.
+    moved = Signal(str)
 
     def __init__(self, layer: Labels, image: ImageEntry | None, session: Session) -> None:
         self._layer = layer
@@ -714,28 +740,40 @@ class History:
                 self._own = False
         self._add(_Step(self._accepted, accepted, pixels is not None))
 
-    def undo(self) -> bool:
-        """Take the last step back; whether there was one."""
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a step to take back."""
+        return bool(self._done)
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a step to make again."""
+        return bool(self._undone)
+
+    def undo(self) -> None:
+        """Take the last step back."""
         if not self._done:
-            return False
+            self.moved.emit("There is nothing to undo.")
+            return
         step = self._done.pop()
         self._undone.append(step)
         # First what is accepted: undoing pixels repaints, and everybody looks.
         self._tell(step.before)
         if step.pixels:
             self._layer.undo()
-        return True
+        self.moved.emit("One step back.")
 
-    def redo(self) -> bool:
-        """Do the last undone step again; whether there was one."""
+    def redo(self) -> None:
+        """Do the last undone step again."""
         if not self._undone:
-            return False
+            self.moved.emit("There is nothing to redo.")
+            return
         step = self._undone.pop()
         self._done.append(step)
         self._tell(step.after)
         if step.pixels:
             self._layer.redo()
-        return True
+        self.moved.emit("One step forward again.")
 
     @property
     def _accepted(self) -> Accepted:
@@ -772,8 +810,12 @@ class History:
         return accepted
 
 
-def show_box(viewer: Any, layer: Labels, axes: str, index: layers.Index, box: tuple[slice, slice]) -> None:
-    """Bring a part of a plane to the middle of the view; closer if it would be tiny, further if it would not fit."""
+def show_box(viewer: Any, layer: Labels, axes: str, index: layers.Index, box: tuple[slice, slice],
+             stays: bool = False) -> None:
+    """Bring a part of a plane to the middle of the view; closer if it would be tiny, further if it would not fit.
+
+    With ``stays`` the view is left where it is if it shows the part well.
+    """
     rows, columns = ((np.array([side.start + side.stop - 1]) / 2) for side in box)
     point = [float(at[0]) for at in layers.in_layer_coordinates(axes, index, rows, columns)]
     world = np.asarray(layer.data_to_world(point), float)
@@ -782,11 +824,14 @@ def show_box(viewer: Any, layer: Labels, axes: str, index: layers.Index, box: tu
     for axis in viewer.dims.not_displayed:
         if axis >= viewer.dims.ndim - layer.ndim:
             viewer.dims.set_point(axis, full[axis])
-    camera = viewer.scene.camera
-    camera.center = tuple(full[list(viewer.dims.displayed)])
+    camera, shown = viewer.scene.camera, list(viewer.dims.displayed)
     steps = [abs(float(layer.scale[axes.index(letter)])) for letter in "YX"]
     size = max((side.stop - side.start) * step for side, step in zip(box, steps, strict=True)) * camera.zoom
     room = 0.8 * min(viewer.canvas.size)
+    off_centre = np.abs(full[shown] - np.asarray(camera.center)[-len(shown):]) * camera.zoom
+    if stays and size >= SMALL_PX and (off_centre + size / 2 <= np.asarray(viewer.canvas.size) / 2).all():
+        return
+    camera.center = tuple(full[shown])
     if size < SMALL_PX:
         camera.zoom *= CLOSE_PX / size
     elif size > room:

@@ -152,23 +152,32 @@ class ResultLayers:
             self._move_accepted(image, before, layer)
         return layer
 
-    def joined_objects(self, image: ImageEntry, source: Labels, ids: NDArray[Any]) -> Labels:
-        """A layer of objects, stack axes + YX, that were joined from those of another, and are shown instead of them.
+    def bodies(self, image: ImageEntry, source: Labels, ids: NDArray[Any]) -> Labels:
+        """A layer of what the objects of another became, stack axes + YX, which is shown instead of that one.
 
-        The last one of the image goes, unless a person has worked on it.
+        The last one of the image goes, unless a person has painted on it.
         """
-        last = self._book.layer(self._keys.get((image.key, "joined")))
-        if last is not None and last is not source and not self._session.accepted_in(str(last.unique_id)):
+        last = self._book.layer(self._keys.get((image.key, "bodies")))
+        if last is not None and str(last.unique_id) not in self._edited:
             self._book.viewer.layers.remove(last)
         self._hide_results(image.key)
         layer = layers.new_labels(self._book.layer(image.key), image.axes, ids, f"{source.name} joined",
                                   opacity=layers.RESULT_OPACITY)
         made = layers.note_of(source).get("provenance", {})
         checked = self._session.accepted_in(str(source.unique_id)).in_numbers()
-        layers.note_on(layer, output="objects", image=image.key, image_name=image.name,
+        layers.note_on(layer, output="bodies", image=image.key, image_name=image.name,
                        provenance={**made, **checked, "linked_through_depth": True})
-        self._keys[image.key, "joined"] = self._book.add(layer, above=source)
+        layer.events.paint.connect(self._on_painted)
+        self._keys[image.key, "bodies"] = self._book.add(layer, above=source)
         self._showing.hide(source)
+        self._showing.reveal(layer)
+        return layer
+
+    def restored_objects(self, image: ImageEntry, ids: NDArray[Any]) -> Labels:
+        """A new layer of objects, stack axes + YX, shown alone; what is accepted in an earlier one stays there."""
+        self._hide_results(image.key)
+        layer: Labels = self._labels(image, self._book.layer(image.key), "objects", np.dtype(np.uint16), fresh=True)
+        layer.data = layers.in_layer_order(ids, layers.mask_axes(layer))
         self._showing.reveal(layer)
         return layer
 

@@ -266,9 +266,10 @@ class Joined:
 
     #: Stack axes + YX.
     ids: NDArray[Any]
-    #: How many there were on the planes, and are now.
+    #: How many there were on the planes, are now, and lie on one plane alone.
     n_before: int
     n: int
+    n_single: int
 
 
 def join(ids: NDArray[Any], stack_axes: str, stop: StopToken) -> Generator[None, None, Joined]:
@@ -277,8 +278,10 @@ def join(ids: NDArray[Any], stack_axes: str, stop: StopToken) -> Generator[None,
 
     yield
     joined = link_through_depth(ids, stack_axes)
-    n_before = sum(np.count_nonzero(np.unique(ids[index])) for index in np.ndindex(ids.shape[:-2]))
-    return Joined(joined, int(n_before), int(joined.max(initial=0)))
+    n = int(joined.max(initial=0))
+    on_planes = [np.unique(joined[index]) for index in np.ndindex(joined.shape[:-2])]
+    n_planes = np.bincount(np.concatenate(on_planes), minlength=n + 1)[1:]
+    return Joined(joined, int(n_planes.sum()), n, int(np.count_nonzero(n_planes == 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -486,7 +489,8 @@ def _segment_target(number: int, target: SegmentationTarget, task: SegmentationT
         if target.accepted and target.earlier_objects is not None:
             ids = around_accepted(ids, target.earlier_objects, target.accepted, objects.min_object_px)
         if not stop.stopped:
-            yield ObjectsNumbered(number, ids, _n_objects(ids))
+            seen = (ids[index][target.region or ...] for index in target.indices)
+            yield ObjectsNumbered(number, ids, sum(map(_n_objects, seen)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,8 @@ class Segmenting(QObject):
         self._sizes: dict[int, float] = {}
         #: Object diameter in pixels that was measured, by image and model.
         self._diameters: dict[tuple[str, str], float] = {}
-        self._n_objects: int | None = None
+        #: How many were found, by the number of the image in the run.
+        self._n_objects: dict[int, int] = {}
         self._problems: list[str] = []
         self._lost_layer = False
         self._whole = False
@@ -96,7 +97,7 @@ class Segmenting(QObject):
             # Results of several images in one place would lie on top of each other.
             self._bench.showing.show(self._session.image.key)
         self._sizes = {}
-        self._latest, self._n_objects, self._problems, self._lost_layer = None, None, [], False
+        self._latest, self._n_objects, self._problems, self._lost_layer = None, {}, [], False
         self._began = time.perf_counter()
         self._run.begin(f"Loading '{task.model}'…")
         self._launch(self._bench.job(partial(runs.segment, task), "segmenting"))
@@ -227,7 +228,7 @@ class Segmenting(QObject):
             return
         self.write_objects(layer, numbered.ids, self._accepted[numbered.target])
         self._bench.showing.hide(sheet.classes)
-        self._n_objects = (self._n_objects or 0) + numbered.n_objects
+        self._n_objects[numbered.target] = numbered.n_objects
         self._dirty.add(layer)
 
     def write_objects(self, layer: Labels, ids: NDArray[Any], accepted_then: Accepted) -> None:
@@ -262,9 +263,11 @@ class Segmenting(QObject):
         took = duration_in_words(time.perf_counter() - self._began)
         objects: str = ""
         kind: NoticeKind = "success"
-        if self._n_objects is not None:
-            objects, kind = objects_in_words(self._n_objects, joinable=self._whole and any(
-                "Z" in sheet.axes for sheet in self._sheets))
+        if self._n_objects:
+            has_depth = any("Z" in sheet.axes for sheet in self._sheets)
+            objects, kind = objects_in_words(
+                sum(self._n_objects.values()), joinable=self._whole and has_depth,
+                by_image=[(self._sheets[number].image.name, n) for number, n in self._n_objects.items()])
         done = f"Segmented {self._what} in {took}. {objects}".rstrip()
         text = " ".join([done + sizes_in_words(self._sizes.values()), *self._problems])
         self._end(text, "warning" if self._problems else kind)
@@ -276,7 +279,8 @@ class Segmenting(QObject):
             self._end("Stopped before the first tile; nothing has changed.", "info")
         else:
             done = f" at {self._run.count}" if self._run.count else ""
-            self._end(f"Stopped{done}. What is segmented already stays.", "info")
+            kept = ", as classes" if any(sheet.objects is not None for sheet in self._sheets) else ""
+            self._end(f"Stopped{done}. What is segmented already stays{kept}.", "info")
 
     def _on_failed(self, error: CellbrushError) -> None:
         self._end(str(error), "error")
