@@ -166,6 +166,12 @@ class Keeping:
             self.found[image_key] = tuple(sessions)
             self.changed.emit()
 
+    def first_found(self, image: ImageEntry | None, kinds: Collection[str] = ("strokes", "objects")
+                    ) -> SavedSession | None:
+        """The likeliest session of an image, of these kinds."""
+        found = self.found.get(image.key, ()) if image else ()
+        return next((saved for saved in found if saved.kind in kinds), None)
+
     def set_restoring(self, restoring: bool) -> None:
         """Tell that a session is being read, or no longer."""
         self.restoring = restoring

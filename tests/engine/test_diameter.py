@@ -455,7 +455,9 @@ def test_a_tuned_model_that_takes_specks_for_objects_is_not_misled_about_its_own
     monkeypatch.setattr(diameter, "_looked_at", looked_at)
     monkeypatch.setattr(diameter, "_typical_object", typical_object)
     image = Planes(discs(true_px), "YX")
-    assert measured_in_relation(MODEL, [image], [true_px], CPU) == pytest.approx(1, rel=1.2)
+    ratio = measured_in_relation(MODEL, [image], [true_px], CPU)
+    assert ratio is not None
+    assert abs(np.log2(ratio)) < 1
     assert sure_at not in scales
     assert max(abs(np.log2(24 / true_px / scale)) for scale in scales) < 1.5
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from napari_cellbrush.engine.linking import MIN_WITHIN, link_planes, link_through_depth
+from napari_cellbrush.engine.linking import MIN_IOU, MIN_WITHIN, link_planes, link_through_depth
 from napari_cellbrush.errors import ImageError
 
 stacks = arrays(np.int32, st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(1, 5)),
@@ -50,19 +50,20 @@ def test_each_object_has_at_most_one_partner_and_as_good_ones_as_possible(ids: N
         chosen = {(a, b) for a, b in pairs if first[below == a][0] == second[above == b][0]}
         alike = {pair for pair in chosen if iou[pair] >= threshold}
         assert sum(iou[pair] for pair in alike) == pytest.approx(best_sum(iou, threshold))
+        taken_below, taken_above = ({pair[side] for pair in alike} for side in (0, 1))
         left = {(a, b): within[a, b] for a, b in pairs
-                if a not in {row for row, _ in alike} and b not in {column for _, column in alike}}
+                if iou[a, b] < MIN_IOU and a not in taken_below and b not in taken_above}
         assert all(left[pair] >= MIN_WITHIN for pair in chosen - alike)
         assert sum(left[pair] for pair in chosen - alike) == pytest.approx(best_sum(left, MIN_WITHIN))
 
 
 def best_sum(table: dict[tuple[int, int], float], threshold: float) -> float:
-    """Largest sum over one-to-one pairs, by trying all."""
+    """Largest sum over one-to-one pairs of a table, by trying all."""
     above = sorted({b for _, b in table})
     below = sorted({a for a, _ in table})
     choices = [*above, *[None] * len(below)]
     return max((sum(table[pair] for pair in zip(below, choice, strict=True)
-                    if pair[1] is not None and table[pair] >= threshold)
+                    if table.get(pair, 0.0) >= threshold)
                 for choice in set(itertools.permutations(choices, len(below)))), default=0.0)
 
 
@@ -73,6 +74,13 @@ def test_the_ends_of_a_body_belong_to_it_though_their_sections_are_small() -> No
     for z, radius in enumerate((3, 10, 14, 15, 14, 10, 3)):
         ids[z] = sum(n * ((rows - 20) ** 2 + (columns - at) ** 2 <= radius**2) for n, at in ((1, 20), (2, 60)))
     np.testing.assert_array_equal(link_planes(ids), ids)
+
+
+@pytest.mark.parametrize(("threshold", "n"), [(0.3, 1), (0.6, 2), (1.0, 2)])
+def test_a_strict_threshold_parts_what_is_less_alike(threshold: float, n: int) -> None:
+    ids = np.zeros((2, 20, 20), np.uint8)
+    ids[0, 2:12, 2:12], ids[1, 2:12, 5:15] = 1, 1  # 0.54
+    assert link_planes(ids, threshold).max() == n
 
 
 def test_what_mostly_lies_beside_another_is_none_of_its_ends() -> None:

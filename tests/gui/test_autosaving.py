@@ -52,6 +52,11 @@ def on_disk(number=0):
     return read_labels(session.path, session.card, "strokes", shape=session.card.labels["strokes"].shape)
 
 
+def restore(painted, image_key):
+    keeping = painted.session.keeping
+    painted.bench.autosaving.restore(keeping.found[image_key][0], image_key)
+
+
 def reopen(viewer, bench, image, person, name="cells"):
     """Close the image and open it once more, as the next start of the program would."""
     viewer.layers.clear()
@@ -198,7 +203,7 @@ def test_strokes_are_restored_where_only_what_was_painted_before_an_answer_is_da
     for name in session.card.labels["unseen"].chunks.values():
         (session.path / session_folder.CHUNKS_NAME / name).write_bytes(b"broken")
     reopen(viewer, painted.bench, image, person)
-    painted.bench.autosaving.restore(painted.session.image.key)
+    restore(painted, painted.session.image.key)
     person.wait(lambda: painted.session.annotations)
     layer = painted.bench.annotating.layer_of(painted.session.image.key)
     assert np.array_equal(layer.data, strokes)
@@ -233,7 +238,7 @@ def test_restoring_over_strokes_hides_them_and_keeps_them(viewer, painted, image
     reopen(viewer, painted.bench, image, person)
     mine = painted.bench.annotating.new_annotation(painted.session.image.key)
     stroke(mine, 90, 3)
-    painted.bench.autosaving.restore(painted.session.image.key)
+    restore(painted, painted.session.image.key)
     person.wait(lambda: painted.bench.annotating.layer_of(painted.session.image.key) is not mine)
     assert mine in viewer.layers
     assert not mine.visible
@@ -250,7 +255,7 @@ def test_strokes_of_other_classes_are_not_mixed_with_those_of_another_image(view
     stroke(other, 20, 2)
     person.wait(lambda: any(painted.session.painted))
     first = painted.session.images[1].key
-    painted.bench.autosaving.restore(first)
+    restore(painted, first)
     person.wait(lambda: not painted.session.keeping.restoring)
     assert "window of its own" in painted.session.keeping.notice.text
     assert painted.session.annotation_of(first) is None
@@ -266,7 +271,7 @@ def test_a_pixel_size_that_was_said_is_known_after_a_restart(viewer, painted, im
     exporting.say_pixel_size(painted.session.masks[0], PixelSize.read(written))
     save(painted.bench, person)
     reopen(viewer, painted.bench, image, person)
-    painted.bench.autosaving.restore(painted.session.image.key)
+    restore(painted, painted.session.image.key)
     person.wait(lambda: painted.session.annotations)
     assert exporting.pixel_size(painted.session.masks[0], "YX") == said
 
@@ -278,7 +283,7 @@ def test_a_pixel_size_that_was_said_since_counts_more_than_a_saved_one(viewer, p
     reopen(viewer, painted.bench, image, person)
     viewer.add_labels(np.ones(image.shape, int), name="cells objects")
     exporting.say_pixel_size(painted.session.masks[0], PixelSize.read("0.3"))
-    painted.bench.autosaving.restore(painted.session.image.key)
+    restore(painted, painted.session.image.key)
     person.wait(lambda: painted.session.annotations)
     assert [exporting.pixel_size(mask, "YX").y for mask in painted.session.masks] == [0.3, 0.3]
 
@@ -293,7 +298,7 @@ def restore_with(viewer, painted, image, person):
             session.card.replace(settings=change(session.card.settings)).model_dump_json())
         strokes = on_disk()
         reopen(viewer, painted.bench, image, person)
-        painted.bench.autosaving.restore(painted.session.image.key)
+        restore(painted, painted.session.image.key)
         person.wait(lambda: painted.session.annotations)
         return strokes
     return restore
@@ -325,7 +330,7 @@ def test_a_damaged_session_is_said_in_words_and_nothing_changes(viewer, painted,
     for chunk in (session.path / session_folder.CHUNKS_NAME).iterdir():
         chunk.write_bytes(b"broken")
     reopen(viewer, painted.bench, image, person)
-    painted.bench.autosaving.restore(painted.session.image.key)
+    restore(painted, painted.session.image.key)
     person.wait(lambda: not painted.session.keeping.restoring)
     assert "damaged" in painted.dock.saved.text()
     assert painted.session.annotations == {}
@@ -452,12 +457,14 @@ def test_corrected_objects_are_saved_and_restored_with_what_was_accepted(viewer,
     newer = bench.segmenting.results.objects_layer(session.image)
     session.set_accepted(str(newer.unique_id), session.image.key, Accepted(frozenset({5})))
     workspace.show_tab("correct")
+    bench.proofreading.start(str(newer.unique_id))
     person.click(workspace.correct.recovery.restore)
     person.wait(lambda: len(session.accepted_of(session.image.key)) == 2)
     assert session.accepted_of(session.image.key).pop(str(newer.unique_id)).ids == {5}
     ((key, restored),) = (item for item in session.accepted_of(session.image.key).items()
                           if item[0] != str(newer.unique_id))
     assert not workspace.correct.recovery.isVisible()
+    assert not session.correction.layer
     assert [newer.visible, bench.book.layer(key).visible] == [False, True]
     assert restored == accepted
     assert bench.exporting.pixel_size(session.masks[0], "YX") == PixelSize(0.5, 0.5, None, "µm")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
-from napari.layers import Labels, Shapes
+from napari.layers import Shapes
+from napari.utils.colormaps import CyclicLabelColormap
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
@@ -412,20 +415,25 @@ def test_a_step_back_is_said_and_offered_only_where_there_is_one(viewer, correct
     person.key(Qt.Key.Key_Z, CTRL)
     person.key(Qt.Key.Key_Z, CTRL)
     assert dock.notice.text() == "There is nothing to undo."
-
-
-def test_the_halves_of_an_object_have_different_colours(viewer, correcting, monkeypatch):
-    layer, proofreading = viewer.layers["cells objects"], correcting.annotate.bench.proofreading
+    # With napari's own brush, on what is accepted already.
+    layer = viewer.layers["cells objects"]
     number = int(layer.data[PLACES[2]])
-    free = max(layer.data.max(), number) + 1
-    original = Labels.get_color
-    alike = (free, free + 1)
-    monkeypatch.setattr(Labels, "get_color", lambda self, of: original(self, number if of in alike else of))
+    correcting.session.set_accepted(str(layer.unique_id), correcting.session.image.key, Accepted(frozenset({number})))
+    assert not dock.undo.isEnabled()
+    layer.paint((30, 100), number)
+    layer.paint((50, 100), number)
+    assert (dock.undo.isEnabled(), dock.redo.isEnabled()) == (True, False)
+
+
+@pytest.mark.parametrize("n_alike", [2, 10_000])
+def test_the_halves_of_an_object_have_different_colours_if_there_are_any(viewer, correcting, monkeypatch, n_alike):
+    layer, proofreading = viewer.layers["cells objects"], correcting.annotate.bench.proofreading
+    number, first = int(layer.data[PLACES[2]]), int(layer.data.max()) + 1
+    monkeypatch.setattr(CyclicLabelColormap, "map", lambda self, of: np.full(4, 0 if of - first >= n_alike else 1))
     proofreading.go_to(number)
     proofreading._split([(10.0, 100.0), (50.0, 100.0)])
-    halves = set(np.unique(layer.data[disc(30, 100)])) - {0}
-    assert len(halves) == 2
-    assert halves.isdisjoint(alike)
+    halves = set(np.unique(layer.data[disc(30, 100)]).tolist()) - {0}
+    assert halves == {number, first + n_alike if n_alike < 10 else first}
 
 
 def test_after_a_choice_in_a_list_keys_are_the_pictures(viewer, correcting, person):
@@ -817,6 +825,30 @@ def test_bodies_on_one_plane_alone_are_counted(viewer, workspace, person, image)
     person.click(workspace.correct.join)
     person.wait(workspace.correct.join.isEnabled)
     assert "4 objects of planes are 2 bodies now (1 of them on one plane alone)" in workspace.correct.notice.text()
+
+
+def test_what_is_found_anew_while_objects_are_joined_is_not_hidden_by_earlier_bodies(viewer, workspace, person, image,
+                                                                                      monkeypatch):
+    go_on = threading.Event()
+
+    def join(ids, stack_axes, stop):
+        yield
+        go_on.wait(20)
+        return runs.Joined(ids, 1, 1, 0)
+
+    monkeypatch.setattr(runs, "join", join)
+    viewer.add_image(np.stack([image] * 3), name="stack")
+    workspace.session.set_axes(workspace.session.image.key, "ZYX")
+    bench = workspace.annotate.bench
+    layer = bench.segmenting.results.objects_layer(workspace.session.image)
+    workspace.show_tab("correct")
+    person.click(workspace.correct.join)
+    bench.segmenting.write_objects(layer, np.ones((3, 120, 150), np.uint16), Accepted())
+    go_on.set()
+    person.wait(workspace.correct.join.isEnabled)
+    assert "Nothing was joined: objects were found anew" in workspace.correct.notice.text()
+    assert "stack objects joined" not in viewer.layers
+    assert layer.visible
 
 
 def bodies(viewer):

@@ -219,6 +219,13 @@ def test_what_is_seen_of_the_image_that_is_worked_on_is_offered(viewer, workspac
     viewer.layers["two objects"].visible, viewer.layers["two classes"].visible = False, True
     workspace.show_tab("export")
     assert dock.layer.currentText() == "two classes"
+    # Who has written something about a layer means that one.
+    dock.path.setText("mine.tif")
+    dock.path.textEdited.emit("mine.tif")
+    viewer.layers["two objects"].visible, viewer.layers["two classes"].visible = True, False
+    workspace.show_tab("segment")
+    workspace.show_tab("export")
+    assert (dock.layer.currentText(), dock.path.text()) == ("two classes", "mine.tif")
 
 
 def test_a_pixel_size_that_was_said_holds_when_the_image_is_closed(viewer, workspace, person, image):
@@ -230,6 +237,8 @@ def test_a_pixel_size_that_was_said_holds_when_the_image_is_closed(viewer, works
     mask = next(mask for mask in workspace.session.masks if mask.output == "objects")
     exporting.say_pixel_size(mask, PixelSize(0.3, 0.2, None, "µm"))
     viewer.layers.remove("cells")
+    assert exporting.pixel_size(mask, "YX") == PixelSize(0.3, 0.2, None, "µm")
+    viewer.add_image(image, name="cells")
     assert exporting.pixel_size(mask, "YX") == PixelSize(0.3, 0.2, None, "µm")
 
 

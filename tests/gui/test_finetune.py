@@ -233,8 +233,11 @@ def test_revert_goes_back_to_the_model_before_and_keeps_the_new_one(painted, per
     finished(painted, person)
     assert painted.finetune.revert.text() == "Revert to 'tiny'"
     painted.session.set_options(segment_after_training=True)
+    # A run with the tuned model is under way.
+    painted.session.segmentation.begin("Segmenting…")
     person.click(painted.finetune.revert)
     assert painted.session.model == "tiny"
+    painted.session.segmentation.end("Stopped.")
     assert "Segment uses 'tiny' again. 'cells model' stays" in painted.finetune.run.notice.text()
     person.wait(lambda: "with 'tiny' in" in painted.session.segmentation.notice.text)
     assert "cells model" in {entry.name for entry in list_models()}

@@ -311,10 +311,10 @@ def measured_diameter(model: Model, planes: Planes, device: Device, stop: StopTo
 
 
 def _scales_near(scale: float) -> dict[float, float]:
-    """Those that are tried around a scale that is about right; all count the same."""
+    """Those that are tried around a scale that is about right, the nearest first; all count the same."""
     octaves = {tried: abs(math.log2(tried / scale)) for tried in _SCALES}
-    near = [tried for tried in octaves if octaves[tried] <= _NEAR_OCTAVES]
-    return dict.fromkeys(near or [min(octaves, key=lambda tried: octaves[tried])], 1.0)
+    nearest = sorted(octaves, key=lambda tried: octaves[tried])
+    return dict.fromkeys([tried for tried in nearest if octaves[tried] <= _NEAR_OCTAVES] or nearest[:1], 1.0)
 
 
 def diameter_on_strokes(model: Model, images: Sequence[Planes], painted: Painted, device: Device,

@@ -121,8 +121,8 @@ class AnnotateDock(Dock):
         self.listen(session.brush_changed, self._refresh_brush)
         self.listen(session.taking_over.changed, self._refresh_taking_over)
         self.listen(session.keeping.changed, self._refresh_keeping)
-        self.recovery.restoreRequested.connect(lambda: self._keep(self.bench.autosaving.restore))
-        self.recovery.discardRequested.connect(lambda: self._keep(self.bench.autosaving.discard))
+        self.recovery.restoreRequested.connect(self.bench.autosaving.restore)
+        self.recovery.discardRequested.connect(self.bench.autosaving.discard)
         self.listen(session.live.changed, self._refresh_live)
         self.guide.nextRequested.connect(self.bench.guiding.next_place)
         self.guide.stopRequested.connect(self.bench.guiding.stop)
@@ -157,9 +157,7 @@ class AnnotateDock(Dock):
 
     def _refresh_keeping(self) -> None:
         session, keeping = self.session, self.session.keeping
-        found = keeping.found.get(session.image.key, ()) if session.image else ()
-        self.recovery.setValue(found[0] if found else None, session.image.name if session.image else "",
-                               keeping.restoring)
+        self.recovery.setValue(keeping.first_found(session.image), session.image, keeping.restoring)
         painting = session.image is not None and session.annotation_of(session.image.key) is not None
         self.saved.setValue(keeping.notice if keeping.notice.text else Notice(
             f"Strokes saved at {keeping.saved}." if keeping.saved and painting else ""))
@@ -210,10 +208,6 @@ class AnnotateDock(Dock):
         except CellbrushError as error:
             self._refresh()
             self.notice.setValue(Notice(str(error), "warning"))
-
-    def _keep(self, action: Callable[[str], None]) -> None:
-        if self.session.image is not None:
-            action(self.session.image.key)
 
     def _change(self, position: int, **changes: Any) -> None:
         self._try(self.session.change_class, position, **changes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -101,28 +101,30 @@ class Autosaving(QObject):
         if settings.enabled and not self.is_saving:
             self._save(list(self._watches.values()))
 
-    def restore(self, image_key: str) -> None:
-        """Take up the session that was found for an image: strokes, classes and settings."""
-        image, found = self._session.find_image(image_key), self._keeping.found.get(image_key)
-        if image is None or not found or self._keeping.restoring:
+    def restore(self, saved: SavedSession, image_key: str) -> None:
+        """Take up a session that was found for an image: strokes, classes and settings, or objects."""
+        image = self._session.find_image(image_key)
+        if image is None or self._keeping.restoring:
             return
         self._keeping.set_restoring(True)
-        job = self._bench.job(partial(read_session, found[0], image.shape, image.axes), "restoring strokes",
+        job = self._bench.job(partial(read_session, saved, image.shape, image.axes), "restoring strokes",
                               exclusive=False)
-        job.finished.connect(lambda work: self._bench.after_drag(partial(self._finish_restoring, image_key, work)))
+        job.finished.connect(
+            lambda work: self._bench.after_drag(partial(self._finish_restoring, saved, image_key, work)))
         job.failed.connect(self._on_restoring_failed)
         job.start()
 
-    def discard(self, image_key: str) -> None:
-        """Do not offer the session that was found for an image again; an older one is offered then."""
-        found = self._keeping.found.get(image_key)
-        if not found:
-            return
+    def discard(self, saved: SavedSession, image_key: str) -> None:
+        """Do not offer a session that was found for an image again; an older one is offered then."""
         try:
-            discard(found[0])
+            discard(saved)
         except SessionFileError as error:
             self._keeping.tell(self._keeping.saved, Notice(str(error), "warning"))
-        self._keeping.set_found(image_key, found[1:])
+        self._forget(image_key, lambda session: session == saved)
+
+    def _forget(self, image_key: str, is_meant: Callable[[SavedSession], bool]) -> None:
+        found = self._keeping.found.get(image_key, ())
+        self._keeping.set_found(image_key, [session for session in found if not is_meant(session)])
 
     def close(self) -> None:
         """Save for the last time."""
@@ -217,7 +219,7 @@ class Autosaving(QObject):
         own = {watch.keeper.path for watch in self._watches.values()}
         self._keeping.set_found(image_key, [session for session in found if session.path not in own])
 
-    def _finish_restoring(self, image_key: str, restored: Restored) -> None:
+    def _finish_restoring(self, saved: SavedSession, image_key: str, restored: Restored) -> None:
         self._keeping.set_restoring(False)
         try:
             if restored.axes:
@@ -234,15 +236,16 @@ class Autosaving(QObject):
         except CellbrushError as error:
             self._on_restoring_failed(error)
             return
-        # Older ones of the same kind are not offered after this one.
-        self._keeping.set_found(image_key, [session for session in self._keeping.found.get(image_key, ())
-                                            if session.kind != restored.kind])
+        # Older strokes are not offered after these; of objects, an image may have several layers.
+        self._forget(image_key, lambda session: session == saved or session.kind == restored.kind == "strokes")
         self._keeping.tell(self._keeping.saved, Notice(" ".join(restored.problems), "warning"))
 
     def _restore_objects(self, image_key: str, restored: Restored) -> None:
         image = self._session.find_image(image_key)
         if image is None:
             raise AnnotationError("The image was removed", "Open it once more")
+        # Tools would work on what is no longer seen.
+        self._bench.proofreading.stop()
         layer = self._bench.segmenting.results.restored_objects(image, restored.labels)
         self._session.set_accepted(str(layer.unique_id), image_key, restored.work.accepted)
 

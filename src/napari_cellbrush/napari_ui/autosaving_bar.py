@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QFrame, QPushButton, QVBoxLayout, QWidget
 
 from napari_cellbrush.engine.session_folder import SavedSession
 from napari_cellbrush.napari_ui.autosaving import in_words
 from napari_cellbrush.napari_ui.controls import side_by_side, wrapped_label
+from napari_cellbrush.session import ImageEntry
 
 #: Seen on dark and on light ground.
 BORDER = "#d9a441"
@@ -16,8 +19,9 @@ BORDER = "#d9a441"
 class RecoveryBar(QFrame):
     """A sentence about saved strokes, with a button to restore and one to discard them."""
 
-    restoreRequested = Signal()
-    discardRequested = Signal()
+    #: The session that is shown, and the key of its image.
+    restoreRequested = Signal(object, str)
+    discardRequested = Signal(object, str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -31,15 +35,21 @@ class RecoveryBar(QFrame):
         layout = QVBoxLayout(self)
         layout.addWidget(self.text)
         layout.addLayout(side_by_side(self.restore, self.discard))
-        self.restore.clicked.connect(self.restoreRequested)
-        self.discard.clicked.connect(self.discardRequested)
+        self._shown: tuple[SavedSession, str] | None = None
+        self.restore.clicked.connect(lambda: self._ask(self.restoreRequested))
+        self.discard.clicked.connect(lambda: self._ask(self.discardRequested))
 
-    def setValue(self, found: SavedSession | None, image_name: str, restoring: bool) -> None:
-        """Show the session that was found; takes no space where there is none."""
+    def _ask(self, request: Any) -> None:
+        if self._shown is not None:
+            request.emit(*self._shown)
+
+    def setValue(self, found: SavedSession | None, image: ImageEntry | None, restoring: bool) -> None:
+        """Show the session that was found of an image; takes no space where there is none."""
+        self._shown = (found, image.key) if found is not None and image is not None else None
         self.setVisible(found is not None)
         for button in (self.restore, self.discard):
             button.setEnabled(not restoring)
-        if found is not None:
+        if found is not None and image is not None:
             saved, what = found.card, "Strokes" if found.kind == "strokes" else "Corrected objects"
-            of = "" if saved.image.name == image_name else f" on '{saved.image.name}'"
+            of = "" if saved.image.name == image.name else f" on '{saved.image.name}'"
             self.text.setText("Restoring…" if restoring else f"{what} of {in_words(saved.saved_at)}{of} found.")

@@ -98,9 +98,10 @@ class Comparing(QObject):
             self._run.end("Stopped.")
             return
         self._bench.after_drag(partial(self._show, image, classes, found))
-        self._with = task.first
         self._run.end(f"{found.share:.1%} of the view differ: the new layer shows what '{task.second}' says there, "
                       f"instead of '{task.first}'.")
+        self._with = task.first
+        self._on_models_changed()
 
     def _show(self, image: ImageEntry, classes: tuple[ClassDefinition, ...], found: Difference) -> None:
         on = self._bench.book.layer(image.key)

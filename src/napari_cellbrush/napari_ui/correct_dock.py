@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from qtpy.QtCore import QTimer
@@ -124,8 +124,8 @@ class CorrectDock(Dock):
 
     def _connect(self) -> None:
         session, proofreading = self.session, self.bench.proofreading
-        self.recovery.restoreRequested.connect(lambda: self._keep(self.bench.autosaving.restore))
-        self.recovery.discardRequested.connect(lambda: self._keep(self.bench.autosaving.discard))
+        self.recovery.restoreRequested.connect(self.bench.autosaving.restore)
+        self.recovery.discardRequested.connect(self.bench.autosaving.discard)
         self.listen(session.keeping.changed, self._refresh_keeping)
         self.layer.chosen.connect(self._on_layer_chosen)
         self.image.chosen.connect(lambda key: proofreading.say_image(self.layer.value() or "", key))
@@ -224,15 +224,8 @@ class CorrectDock(Dock):
         self.image.setEnabled(mask is not None and not mask.output and len(fitting) > 1)
 
     def _refresh_keeping(self) -> None:
-        """Corrected objects that were found from before, if they are what is offered now."""
-        image, keeping = self.session.image, self.session.keeping
-        found = next(iter(keeping.found.get(image.key, ()) if image else ()), None)
-        offered = found if found is not None and found.kind == "objects" else None
-        self.recovery.setValue(offered, image.name if image else "", keeping.restoring)
-
-    def _keep(self, action: Callable[[str], None]) -> None:
-        if self.session.image is not None:
-            action(self.session.image.key)
+        session, keeping = self.session, self.session.keeping
+        self.recovery.setValue(keeping.first_found(session.image, ["objects"]), session.image, keeping.restoring)
 
     def _refresh_search(self) -> None:
         """Offered while nobody corrects, and to be stopped until the run has ended."""

@@ -97,7 +97,9 @@ class ExportDock(Dock):
     def _refresh(self) -> None:
         masks = {mask.key: mask for mask in self.session.masks}
         before = self._mask
-        kept = masks.get(before.key) if before and self._chosen else None
+        # What somebody chose, or has written something about.
+        is_meant = self._chosen or self._edited_path or self._is_writing_size
+        kept = masks.get(before.key) if before and is_meant else None
         self._mask = kept or min(masks.values(), key=self._preference, default=None)
         self.layer.set_choices([(mask.key, mask.name, "") for mask in masks.values()],
                                self._mask.key if self._mask else None, "Segment first")
@@ -116,7 +118,8 @@ class ExportDock(Dock):
     def showEvent(self, event: QShowEvent | None) -> None:
         """Layers are shown and hidden without a word."""
         super().showEvent(event)
-        self._refresh()
+        if event is None or not event.spontaneous():
+            self._refresh()
 
     def _show_mask(self) -> None:
         self._edited_path = self._is_writing_size = False

@@ -76,7 +76,8 @@ class Exporting(QObject):
 
     def say_pixel_size(self, mask: MaskEntry, size: PixelSize | None) -> None:
         """Say how large the pixels of a layer are, and of all others of the same image; None: as read."""
-        self._bench.session.say_pixel_size(self._image_key(mask), size)
+        for key in set(self._image_keys(mask)):
+            self._bench.session.say_pixel_size(key, size)
 
     def image(self, mask: MaskEntry) -> ImageEntry | None:
         """The image that objects were found in, or that somebody said.
@@ -132,14 +133,14 @@ class Exporting(QObject):
         sources = (layer, self._bench.book.layer(layers.note_of(layer).get("image")))
         return [Path(str(source.source.path)) for source in sources if source is not None and source.source.path]
 
-    def _image_key(self, mask: MaskEntry) -> str:
-        image = self.image(mask)
-        # What was said of an image holds for its masks when it is closed.
-        return image.key if image else str(layers.note_of(self._bench.book.layer(mask.key)).get("image", mask.key))
+    def _image_keys(self, mask: MaskEntry) -> tuple[str, str]:
+        """That of the image of a mask, and the one it had when the mask was made: images are closed and opened."""
+        image, noted = self.image(mask), layers.note_of(self._bench.book.layer(mask.key)).get("image", mask.key)
+        return image.key if image else noted, noted
 
     def _size(self, mask: MaskEntry, axes: str) -> PixelSize:
         read = self._size_as_read(self._bench.book.layer(mask.key), axes)
-        said = self._bench.session.pixel_size_said(self._image_key(mask))
+        said = next(filter(None, map(self._bench.session.pixel_size_said, self._image_keys(mask))), None)
         return said.over(read, axes) if said else read
 
     def _size_as_read(self, layer: Any, axes: str) -> PixelSize:

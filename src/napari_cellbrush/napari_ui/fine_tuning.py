@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QObject
+from qtpy.QtCore import QObject, QTimer
 
 from napari_cellbrush.errors import CellbrushError
 from napari_cellbrush.events import (
@@ -42,6 +42,9 @@ class FineTuning(QObject):
         self._scales: dict[str, float] = {}
         #: A model that is only in memory, because it could not be saved; kept until it is, or discarded.
         self.unsaved: runs.Tuned | None = None
+        #: Whether the view is to be segmented as soon as the run under way has ended.
+        self._segments_next = False
+        bench.session.segmentation.changed.connect(self._on_segmentation_changed)
 
     def scale_of(self, image_key: str) -> float:
         """Network pixels per pixel of an image, as in the last training; 1 of others."""
@@ -97,7 +100,18 @@ class FineTuning(QObject):
             return
         session.revert()
         self._run.say(f"Segment uses '{session.model}' again. '{tuned.name}' stays in the library.")
-        self._segment(session.model)
+        if session.segmentation.busy:
+            # What the tuned model says is no longer wanted.
+            self._segments_next = True
+            self._bench.segmenting.stop()
+        else:
+            self._segment(session.model)
+
+    def _on_segmentation_changed(self) -> None:
+        if self._segments_next and not self._session.segmentation.busy:
+            self._segments_next = False
+            # Not in the middle of what the end of the last run is told to.
+            QTimer.singleShot(0, lambda: self._segment(self._session.model))
 
     def save_again(self, name: str = "") -> None:
         """Try once more to save a model that is only in memory; under its name if nobody says otherwise."""
@@ -185,7 +199,6 @@ class FineTuning(QObject):
         if outcome.improved:
             for learnt in self._images:
                 self._bench.annotating.note_answered(learnt.key)
-        if outcome.improved:
             self._segment(tuned.name)
 
     def _segment(self, model: str) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 STEPS = 100
 #: A press and a release closer than this, in screen pixels, are a click.
 CLICK_PX = 4
+#: New ids that are looked at for one of another colour.
+COLOURS_TRIED = 4
 #: An object smaller than this on the screen is brought closer, to that size.
 SMALL_PX, CLOSE_PX = 24, 100
 
@@ -157,6 +159,7 @@ class Proofreading(QObject):
         self._book.viewer.dims.events.ndisplay.connect(self._on_turned)
         self._histories[layer_key].painted.connect(self._on_painted)
         self._histories[layer_key].moved.connect(self._on_moved)
+        self._histories[layer_key].added.connect(self._on_added)
         self._session.set_correction(layer=layer_key, tool="select", current=0)
         self._forget_boxes()
         self._refresh(Notice(_HINTS["select"]))
@@ -177,6 +180,7 @@ class Proofreading(QObject):
         if history is not None:
             history.painted.disconnect(self._on_painted)
             history.moved.disconnect(self._on_moved)
+            history.added.disconnect(self._on_added)
         layer.mode = "pan_zoom"
         self._end_new(layer)
         self._new = 0
@@ -557,10 +561,14 @@ class Proofreading(QObject):
     def _on_moved(self, words: str) -> None:
         self._refresh(Notice(words))
 
-    def _on_turned(self, event: Any = None) -> None:
+    def _on_added(self) -> None:
+        if not self._changing:
+            self._refresh()
+
+    def _on_turned(self, event: Any) -> None:
         """To 3D, where tools do nothing, or back."""
         if self._layer is not None and self._sees_a_plane():
-            self._session.set_correction(notice=Notice(_HINTS[self._session.correction.tool]))
+            self._on_mode(event)
 
     def _on_layer_removed(self, key: str) -> None:
         self._histories.pop(key, None)
@@ -640,10 +648,11 @@ class Proofreading(QObject):
             yield number
 
     def _new_ids_unlike(self, number: int) -> Iterator[int]:
-        """Those whose colour is not that of an object, from which they are to be told."""
-        layer = self._corrected
-        colour = layer.get_color(number)
-        return (other for other in self._new_ids() if not np.allclose(layer.get_color(other), colour))
+        """Those whose colour is not that of an object, from which they are to be told, if a few have another one."""
+        ids, colours = self._new_ids(), self._corrected.colormap
+        while True:
+            few = list(itertools.islice(ids, COLOURS_TRIED))
+            yield next((other for other in few if not np.allclose(colours.map(other), colours.map(number))), few[0])
 
     def _say(self, text: str, kind: NoticeKind = "info") -> None:
         self._session.set_correction(notice=Notice(text, kind))
@@ -703,6 +712,8 @@ class History:
     painted = Signal(object)
     #: A sentence about a step that was taken back or made again.
     moved = Signal(str)
+    #: There is another step to take back.
+    added = Signal()
 
     def __init__(self, layer: Labels, image: ImageEntry | None, session: Session) -> None:
         self._layer = layer
@@ -783,6 +794,7 @@ class History:
         self._done.append(step)
         self._undone.clear()
         self._tell(step.after)
+        self.added.emit()
 
     def _tell(self, accepted: Accepted) -> None:
         self._session.set_accepted(str(self._layer.unique_id), self._image.key if self._image else "", accepted)

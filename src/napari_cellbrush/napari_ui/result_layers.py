@@ -152,21 +152,20 @@ class ResultLayers:
             self._move_accepted(image, before, layer)
         return layer
 
-    def bodies(self, image: ImageEntry, source: Labels, ids: NDArray[Any]) -> Labels:
+    def bodies(self, image: ImageEntry, source: Labels, ids: NDArray[Any], provenance: dict[str, Any]) -> Labels:
         """A layer of what the objects of another became, stack axes + YX, which is shown instead of that one.
 
-        The last one of the image goes, unless a person has painted on it.
+        What was joined from the same layer before goes, unless a person has painted on it.
         """
         last = self._book.layer(self._keys.get((image.key, "bodies")))
-        if last is not None and str(last.unique_id) not in self._edited:
+        same = last is not None and layers.note_of(last).get("joined_from") == str(source.unique_id)
+        if same and str(last.unique_id) not in self._edited:
             self._book.viewer.layers.remove(last)
         self._hide_results(image.key)
         layer = layers.new_labels(self._book.layer(image.key), image.axes, ids, f"{source.name} joined",
                                   opacity=layers.RESULT_OPACITY)
-        made = layers.note_of(source).get("provenance", {})
-        checked = self._session.accepted_in(str(source.unique_id)).in_numbers()
-        layers.note_on(layer, output="bodies", image=image.key, image_name=image.name,
-                       provenance={**made, **checked, "linked_through_depth": True})
+        layers.note_on(layer, output="bodies", image=image.key, image_name=image.name, provenance=provenance,
+                       joined_from=str(source.unique_id))
         layer.events.paint.connect(self._on_painted)
         self._keys[image.key, "bodies"] = self._book.add(layer, above=source)
         self._showing.hide(source)

@@ -279,7 +279,10 @@ class Segmenting(QObject):
             self._end("Stopped before the first tile; nothing has changed.", "info")
         else:
             done = f" at {self._run.count}" if self._run.count else ""
-            kept = ", as classes" if any(sheet.objects is not None for sheet in self._sheets) else ""
+            unnumbered = any(self._sheets[number].objects is not None for number in self._answered
+                             if number not in self._n_objects)
+            kept = ", as classes" if unnumbered and not self._n_objects else (
+                ", of the last image as classes" if unnumbered else "")
             self._end(f"Stopped{done}. What is segmented already stays{kept}.", "info")
 
     def _on_failed(self, error: CellbrushError) -> None:
