@@ -52,7 +52,7 @@ def on_disk(number=0):
     return read_labels(session.path, session.card, "strokes", shape=session.card.labels["strokes"].shape)
 
 
-def restore(painted, image_key):
+def take_up(painted, image_key):
     keeping = painted.session.keeping
     painted.bench.autosaving.restore(keeping.found[image_key][0], image_key)
 
@@ -203,7 +203,7 @@ def test_strokes_are_restored_where_only_what_was_painted_before_an_answer_is_da
     for name in session.card.labels["unseen"].chunks.values():
         (session.path / session_folder.CHUNKS_NAME / name).write_bytes(b"broken")
     reopen(viewer, painted.bench, image, person)
-    restore(painted, painted.session.image.key)
+    take_up(painted, painted.session.image.key)
     person.wait(lambda: painted.session.annotations)
     layer = painted.bench.annotating.layer_of(painted.session.image.key)
     assert np.array_equal(layer.data, strokes)
@@ -238,7 +238,7 @@ def test_restoring_over_strokes_hides_them_and_keeps_them(viewer, painted, image
     reopen(viewer, painted.bench, image, person)
     mine = painted.bench.annotating.new_annotation(painted.session.image.key)
     stroke(mine, 90, 3)
-    restore(painted, painted.session.image.key)
+    take_up(painted, painted.session.image.key)
     person.wait(lambda: painted.bench.annotating.layer_of(painted.session.image.key) is not mine)
     assert mine in viewer.layers
     assert not mine.visible
@@ -255,7 +255,7 @@ def test_strokes_of_other_classes_are_not_mixed_with_those_of_another_image(view
     stroke(other, 20, 2)
     person.wait(lambda: any(painted.session.painted))
     first = painted.session.images[1].key
-    restore(painted, first)
+    take_up(painted, first)
     person.wait(lambda: not painted.session.keeping.restoring)
     assert "window of its own" in painted.session.keeping.notice.text
     assert painted.session.annotation_of(first) is None
@@ -271,7 +271,7 @@ def test_a_pixel_size_that_was_said_is_known_after_a_restart(viewer, painted, im
     exporting.say_pixel_size(painted.session.masks[0], PixelSize.read(written))
     save(painted.bench, person)
     reopen(viewer, painted.bench, image, person)
-    restore(painted, painted.session.image.key)
+    take_up(painted, painted.session.image.key)
     person.wait(lambda: painted.session.annotations)
     assert exporting.pixel_size(painted.session.masks[0], "YX") == said
 
@@ -283,7 +283,7 @@ def test_a_pixel_size_that_was_said_since_counts_more_than_a_saved_one(viewer, p
     reopen(viewer, painted.bench, image, person)
     viewer.add_labels(np.ones(image.shape, int), name="cells objects")
     exporting.say_pixel_size(painted.session.masks[0], PixelSize.read("0.3"))
-    restore(painted, painted.session.image.key)
+    take_up(painted, painted.session.image.key)
     person.wait(lambda: painted.session.annotations)
     assert [exporting.pixel_size(mask, "YX").y for mask in painted.session.masks] == [0.3, 0.3]
 
@@ -298,7 +298,7 @@ def restore_with(viewer, painted, image, person):
             session.card.replace(settings=change(session.card.settings)).model_dump_json())
         strokes = on_disk()
         reopen(viewer, painted.bench, image, person)
-        restore(painted, painted.session.image.key)
+        take_up(painted, painted.session.image.key)
         person.wait(lambda: painted.session.annotations)
         return strokes
     return restore
@@ -330,7 +330,7 @@ def test_a_damaged_session_is_said_in_words_and_nothing_changes(viewer, painted,
     for chunk in (session.path / session_folder.CHUNKS_NAME).iterdir():
         chunk.write_bytes(b"broken")
     reopen(viewer, painted.bench, image, person)
-    restore(painted, painted.session.image.key)
+    take_up(painted, painted.session.image.key)
     person.wait(lambda: not painted.session.keeping.restoring)
     assert "damaged" in painted.dock.saved.text()
     assert painted.session.annotations == {}
