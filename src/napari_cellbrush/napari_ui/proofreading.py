@@ -839,9 +839,10 @@ def show_box(viewer: Any, layer: Labels, axes: str, index: layers.Index, box: tu
     camera, shown = viewer.scene.camera, list(viewer.dims.displayed)
     steps = [abs(float(layer.scale[axes.index(letter)])) for letter in "YX"]
     size = max((side.stop - side.start) * step for side, step in zip(box, steps, strict=True)) * camera.zoom
-    room = 0.8 * min(viewer.canvas.size)
+    canvas_px = np.asarray(viewer.canvas.size)
+    room = 0.8 * min(canvas_px)
     off_centre = np.abs(full[shown] - np.asarray(camera.center)[-len(shown):]) * camera.zoom
-    if stays and size >= SMALL_PX and (off_centre + size / 2 <= np.asarray(viewer.canvas.size) / 2).all():
+    if stays and size >= SMALL_PX and (off_centre + size / 2 <= 0.45 * canvas_px).all():
         return
     camera.center = tuple(full[shown])
     if size < SMALL_PX:
