@@ -842,7 +842,7 @@ def show_box(viewer: Any, layer: Labels, axes: str, index: layers.Index, box: tu
     canvas_px = np.asarray(viewer.canvas.size)
     room = 0.8 * min(canvas_px)
     off_centre = np.abs(full[shown] - np.asarray(camera.center)[-len(shown):]) * camera.zoom
-    if stays and size >= SMALL_PX and (off_centre + size / 2 <= 0.45 * canvas_px).all():
+    if stays and size >= SMALL_PX and (off_centre + size / 2 <= canvas_px / 2).all():
         return
     camera.center = tuple(full[shown])
     if size < SMALL_PX:
