@@ -226,6 +226,8 @@ def test_what_is_seen_of_the_image_that_is_worked_on_is_offered(viewer, workspac
     workspace.show_tab("segment")
     workspace.show_tab("export")
     assert (dock.layer.currentText(), dock.path.text()) == ("two classes", "mine.tif")
+    session.choose_image(str(viewer.layers["one"].unique_id))
+    assert dock.layer.currentText() == "one objects"
 
 
 def test_a_pixel_size_that_was_said_holds_when_the_image_is_closed(viewer, workspace, person, image):

@@ -97,9 +97,8 @@ class ExportDock(Dock):
     def _refresh(self) -> None:
         masks = {mask.key: mask for mask in self.session.masks}
         before = self._mask
-        # What somebody chose, or has written something about.
-        is_meant = self._chosen or self._edited_path or self._is_writing_size
-        kept = masks.get(before.key) if before and is_meant else None
+        present = masks.get(before.key) if before else None
+        kept = present if present and self._is_meant(present) else None
         self._mask = kept or min(masks.values(), key=self._preference, default=None)
         self.layer.set_choices([(mask.key, mask.name, "") for mask in masks.values()],
                                self._mask.key if self._mask else None, "Segment first")
@@ -107,6 +106,11 @@ class ExportDock(Dock):
             self._show_mask()
         self._refresh_formats()
         self._show_format()
+
+    def _is_meant(self, mask: MaskEntry) -> bool:
+        """Whether somebody chose a layer or, as long as its image is worked on, has written something about it."""
+        at_work = self.bench.exporting.image(mask) in (None, self.session.image)
+        return self._chosen or (at_work and (self._edited_path or self._is_writing_size))
 
     def _preference(self, mask: MaskEntry) -> tuple[bool, bool, bool, int]:
         """What people most likely want to save comes first: results of the image that is worked on, and seen."""
