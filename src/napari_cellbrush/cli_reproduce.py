@@ -131,7 +131,7 @@ def _tell_versions(made: Mapping[str, Any]) -> None:
 
 
 def _tell_corrections(made: Mapping[str, Any]) -> None:
-    n_objects, n_pixels = (made.get(f"{what}_by_hand", 0) for what in ("objects_accepted", "pixels_emptied"))
+    n_objects, n_pixels = made.get("objects_accepted_by_hand", 0), made.get("pixels_emptied_by_hand", 0)
     if n_objects or n_pixels:
         tell(f"By hand, objects were accepted ({n_objects}) or deleted ({n_pixels} pixels): no model makes them again.")
 

@@ -42,6 +42,8 @@ NoticeKind = Literal["info", "success", "warning", "error"]
 
 #: More images are not named one by one.
 MOST_NAMED = 4
+#: Outputs whose values are the numbers of objects.
+OF_OBJECTS = ("objects", "bodies")
 #: The base that is no model: random weights. No file can be called so, because names of files are not empty.
 SCRATCH = ""
 
@@ -166,11 +168,10 @@ class Keeping:
             self.found[image_key] = tuple(sessions)
             self.changed.emit()
 
-    def first_found(self, image: ImageEntry | None, kinds: Collection[str] = ("strokes", "objects")
-                    ) -> SavedSession | None:
-        """The likeliest session of an image, of these kinds."""
+    def first_found(self, image: ImageEntry | None, kind: str = "") -> SavedSession | None:
+        """The likeliest session of an image, of one kind or of any."""
         found = self.found.get(image.key, ()) if image else ()
-        return next((saved for saved in found if saved.kind in kinds), None)
+        return next((saved for saved in found if kind in ("", saved.kind)), None)
 
     def set_restoring(self, restoring: bool) -> None:
         """Tell that a session is being read, or no longer."""

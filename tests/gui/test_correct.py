@@ -825,6 +825,9 @@ def test_bodies_on_one_plane_alone_are_counted(viewer, workspace, person, image)
     person.click(workspace.correct.join)
     person.wait(workspace.correct.join.isEnabled)
     assert "4 objects of planes are 2 bodies now (1 of them on one plane alone)" in workspace.correct.notice.text()
+    # However few they are, they are objects for who makes strokes of them.
+    joined = viewer.layers["stack masks joined"]
+    assert workspace.annotate.bench.annotating.likely_kind(str(joined.unique_id)) == "objects"
 
 
 def test_what_is_found_anew_while_objects_are_joined_is_not_hidden_by_earlier_bodies(viewer, workspace, person, image,

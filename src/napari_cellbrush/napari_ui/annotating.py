@@ -20,7 +20,7 @@ from napari_cellbrush.config import LabelKind
 from napari_cellbrush.errors import AnnotationError, CellbrushError
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
-from napari_cellbrush.session import ImageEntry, Phase, Session
+from napari_cellbrush.session import OF_OBJECTS, ImageEntry, Phase, Session
 
 if TYPE_CHECKING:
     from napari_cellbrush.napari_ui.workbench import Workbench
@@ -101,7 +101,7 @@ class Annotating(QObject):
         noted = layers.note_of(layer).get("output") if layer is not None else "classes"
         if noted == "classes":
             return "classes"
-        is_objects = noted == "objects" or (
+        is_objects = noted in OF_OBJECTS or (
             layers.largest_at_a_glance(layer, self._book.viewer.dims.point) > len(self._session.classes))
         return "objects" if is_objects else "classes"
 

@@ -198,11 +198,12 @@ class CorrectDock(Dock):
 
     def _proposed(self, choices: Sequence[MaskEntry]) -> str | None:
         """Key of the objects to correct: those that were shown, unless only others are of the image worked on."""
-        image_of, at_work = self.bench.exporting.image, self.session.image
-        shown = next((mask for mask in choices if mask.key == self.layer.value()), None)
-        if shown is not None and image_of(shown) in (None, at_work):
+        exporting, at_work = self.bench.exporting, self.session.image
+        shown = self._chosen()
+        if shown is not None and exporting.is_at_work(shown):
             return shown.key
-        proposed = next((mask for mask in choices if image_of(mask) == at_work), shown) or next(iter(choices), None)
+        proposed = next((mask for mask in choices if exporting.image(mask) == at_work), shown) or next(
+            iter(choices), None)
         return proposed.key if proposed else None
 
     def _refresh_tools(self) -> None:
@@ -225,7 +226,7 @@ class CorrectDock(Dock):
 
     def _refresh_keeping(self) -> None:
         session, keeping = self.session, self.session.keeping
-        self.recovery.setValue(keeping.first_found(session.image, ["objects"]), session.image, keeping.restoring)
+        self.recovery.setValue(keeping.first_found(session.image, "objects"), session.image, keeping.restoring)
 
     def _refresh_search(self) -> None:
         """Offered while nobody corrects, and to be stopped until the run has ended."""

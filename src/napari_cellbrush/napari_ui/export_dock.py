@@ -109,15 +109,15 @@ class ExportDock(Dock):
 
     def _is_meant(self, mask: MaskEntry) -> bool:
         """Whether somebody chose a layer or, as long as its image is worked on, has written something about it."""
-        at_work = self.bench.exporting.image(mask) in (None, self.session.image)
-        return self._chosen or (at_work and (self._edited_path or self._is_writing_size))
+        has_written = self._edited_path or self._is_writing_size
+        return self._chosen or (has_written and self.bench.exporting.is_at_work(mask))
 
     def _preference(self, mask: MaskEntry) -> tuple[bool, bool, bool, int]:
         """What people most likely want to save comes first: results of the image that is worked on, and seen."""
         exporting = self.bench.exporting
         kinds = ("bodies", "objects", "classes", "probability", "", "weights")
-        return (exporting.image(mask) not in (None, self.session.image), mask.output not in kinds[:4],
-                not exporting.is_seen(mask), kinds.index(mask.output))
+        return (not exporting.is_at_work(mask), mask.output not in kinds[:4], not exporting.is_seen(mask),
+                kinds.index(mask.output))
 
     def showEvent(self, event: QShowEvent | None) -> None:
         """Layers are shown and hidden without a word."""

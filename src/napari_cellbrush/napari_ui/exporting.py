@@ -16,7 +16,7 @@ from napari_cellbrush.errors import CellbrushError, ExportError
 from napari_cellbrush.napari_ui import layers, runs
 from napari_cellbrush.napari_ui.runs import ExportFormat
 from napari_cellbrush.napari_ui.worker import Job, memory_in_words
-from napari_cellbrush.session import ImageEntry, MaskEntry
+from napari_cellbrush.session import OF_OBJECTS, ImageEntry, MaskEntry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +45,7 @@ class Exporting(QObject):
     def formats(self, mask: MaskEntry) -> tuple[ExportFormat, ...]:
         """What a layer can be written as: regions, polygons and so on where it may hold objects."""
         strokes = mask.key in self._bench.session.annotations.values()
-        objects = mask.labels and mask.output in ("objects", "bodies", "") and not strokes
+        objects = mask.labels and mask.output in (*OF_OBJECTS, "") and not strokes
         return get_args(ExportFormat) if objects else ("tiff", "compact")
 
     def is_seen(self, mask: MaskEntry) -> bool:
@@ -95,6 +95,10 @@ class Exporting(QObject):
                     default=None)
         at_hand = session.image if session.image in fitting else None
         return named or at_hand or (fitting[0] if len(fitting) == 1 else None)
+
+    def is_at_work(self, mask: MaskEntry) -> bool:
+        """Whether a mask is of the image that is worked on, or of none that is known."""
+        return self.image(mask) in (None, self._bench.session.image)
 
     def fitting_images(self, mask: MaskEntry) -> list[ImageEntry]:
         """Images of the shape that a layer's labels have."""

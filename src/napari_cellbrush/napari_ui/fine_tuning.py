@@ -105,13 +105,13 @@ class FineTuning(QObject):
             self._segments_next = True
             self._bench.segmenting.stop()
         else:
-            self._segment(session.model)
+            self._segment()
 
     def _on_segmentation_changed(self) -> None:
         if self._segments_next and not self._session.segmentation.busy:
             self._segments_next = False
             # Not in the middle of what the end of the last run is told to.
-            QTimer.singleShot(0, lambda: self._segment(self._session.model))
+            QTimer.singleShot(0, self._segment)
 
     def save_again(self, name: str = "") -> None:
         """Try once more to save a model that is only in memory; under its name if nobody says otherwise."""
@@ -199,14 +199,15 @@ class FineTuning(QObject):
         if outcome.improved:
             for learnt in self._images:
                 self._bench.annotating.note_answered(learnt.key)
-            self._segment(tuned.name)
+            self._segment()
 
-    def _segment(self, model: str) -> None:
-        """With another model than before, if the person wants that."""
-        if self._session.options.segment_after_training:
+    def _segment(self) -> None:
+        """With the model that is chosen now, if the person wants that."""
+        session, results = self._session, self._bench.segmenting.results
+        if session.options.segment_after_training:
             # Whoever had all of the image segmented wants all of it anew, beside the earlier result.
-            image, results = self._session.image, self._bench.segmenting.results
-            had_whole = image is not None and results.holds_whole_of_another(image, model, self._session.options.output)
+            image, output = session.image, session.options.output
+            had_whole = image is not None and results.holds_whole_of_another(image, session.model, output)
             self._bench.segmenting.start("layer" if had_whole else "view", beside=True)
 
     def _on_failed(self, error: CellbrushError) -> None:

@@ -157,9 +157,9 @@ class Proofreading(QObject):
         layer.events.mode.connect(self._on_mode)
         layer.events.set_data.connect(self._on_shown)
         self._book.viewer.dims.events.ndisplay.connect(self._on_turned)
-        self._histories[layer_key].painted.connect(self._on_painted)
-        self._histories[layer_key].moved.connect(self._on_moved)
-        self._histories[layer_key].added.connect(self._on_added)
+        self._history.painted.connect(self._on_painted)
+        self._history.moved.connect(self._say)
+        self._history.added.connect(self._on_added)
         self._session.set_correction(layer=layer_key, tool="select", current=0)
         self._forget_boxes()
         self._refresh(Notice(_HINTS["select"]))
@@ -179,7 +179,7 @@ class Proofreading(QObject):
         history = self._histories.get(str(layer.unique_id))
         if history is not None:
             history.painted.disconnect(self._on_painted)
-            history.moved.disconnect(self._on_moved)
+            history.moved.disconnect(self._say)
             history.added.disconnect(self._on_added)
         layer.mode = "pan_zoom"
         self._end_new(layer)
@@ -343,15 +343,13 @@ class Proofreading(QObject):
 
     def undo(self) -> None:
         """Take the last step back."""
-        self._history_of_layer("undo")
+        if self._layer is not None:
+            self._history.undo()
 
     def redo(self) -> None:
         """Take the last undo back."""
-        self._history_of_layer("redo")
-
-    def _history_of_layer(self, action: str) -> None:
         if self._layer is not None:
-            getattr(self._histories[str(self._layer.unique_id)], action)()
+            self._history.redo()
 
     def _merge(self, second: int) -> None:
         from napari_cellbrush.engine.proofreading import merged
@@ -451,7 +449,7 @@ class Proofreading(QObject):
             pixels = layers.in_layer_coordinates(self._axes, self._index(), rows, columns), values
         self._changing = True
         try:
-            self._histories[str(layer.unique_id)].change(pixels, accepted)
+            self._history.change(pixels, accepted)
         finally:
             self._changing = False
         if edit is not None:
@@ -558,9 +556,6 @@ class Proofreading(QObject):
         self._forget_boxes()
         self._refresh()
 
-    def _on_moved(self, words: str) -> None:
-        self._refresh(Notice(words))
-
     def _on_added(self) -> None:
         if not self._changing:
             self._refresh()
@@ -582,6 +577,10 @@ class Proofreading(QObject):
         if self._layer is None:
             raise RuntimeError("No layer is being corrected")
         return self._layer
+
+    @property
+    def _history(self) -> History:
+        return self._histories[str(self._corrected.unique_id)]
 
     @property
     def _axes(self) -> str:
@@ -665,12 +664,11 @@ class Proofreading(QObject):
         self._marks.draw(index, self._outline(current, boxes))
         done = sorted(self._accepted.ids & boxes.keys())
         self._marks.dot(index, np.array([self._place(number, boxes) for number in done], float))
-        history = self._histories[str(self._layer.unique_id)]
         changes = {} if notice is None else {"notice": notice}
         self._session.set_correction(n_objects=len(boxes), n_accepted=len(done),
                                      current=current if current in boxes else 0,
                                      current_accepted=current in boxes and current in self._accepted.ids,
-                                     can_undo=history.can_undo, can_redo=history.can_redo, **changes)
+                                     can_undo=self._history.can_undo, can_redo=self._history.can_redo, **changes)
 
     def _outline(self, number: int, boxes: Boxes) -> list[NDArray[Any]]:
         """Closed lines along the edges of an object's pixels, as rows and columns of pixels' centres."""
@@ -712,7 +710,7 @@ class History:
     painted = Signal(object)
     #: A sentence about a step that was taken back or made again.
     moved = Signal(str)
-    #: There is another step to take back.
+    #: There is another step to take back, with which nothing else is accepted than before.
     added = Signal()
 
     def __init__(self, layer: Labels, image: ImageEntry | None, session: Session) -> None:
@@ -794,7 +792,8 @@ class History:
         self._done.append(step)
         self._undone.clear()
         self._tell(step.after)
-        self.added.emit()
+        if step.after == step.before:
+            self.added.emit()
 
     def _tell(self, accepted: Accepted) -> None:
         self._session.set_accepted(str(self._layer.unique_id), self._image.key if self._image else "", accepted)

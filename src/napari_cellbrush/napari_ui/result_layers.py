@@ -162,12 +162,11 @@ class ResultLayers:
         if same and str(last.unique_id) not in self._edited:
             self._book.viewer.layers.remove(last)
         self._hide_results(image.key)
-        layer = layers.new_labels(self._book.layer(image.key), image.axes, ids, f"{source.name} joined",
-                                  opacity=layers.RESULT_OPACITY)
-        layers.note_on(layer, output="bodies", image=image.key, image_name=image.name, provenance=provenance,
-                       joined_from=str(source.unique_id))
-        layer.events.paint.connect(self._on_painted)
-        self._keys[image.key, "bodies"] = self._book.add(layer, above=source)
+        on = self._book.layer(image.key)
+        layer: Labels = self._find_or_add(
+            image, on, "bodies", lambda: layers.new_labels(on, image.axes, ids, f"{source.name} joined",
+                                                           opacity=layers.RESULT_OPACITY), fresh=True, above=source)
+        layers.note_on(layer, provenance=provenance, joined_from=str(source.unique_id))
         self._showing.hide(source)
         self._showing.reveal(layer)
         return layer
@@ -254,7 +253,7 @@ class ResultLayers:
         return self._find_or_add(image, image_layer, f"probability of {definition.name}", make, fresh)
 
     def _find_or_add(self, image: ImageEntry, image_layer: Layer, kind: str, make: Callable[[], Any],
-                     fresh: bool) -> Any:
+                     fresh: bool, above: Layer | None = None) -> Any:
         found = self._book.layer(self._keys.get((image.key, kind)))
         shape = layers.labels_shape(image.axes, image.shape)
         if found is not None and not fresh and str(found.unique_id) not in self._edited and found.data.shape == shape:
@@ -264,7 +263,7 @@ class ResultLayers:
         # What follows the strokes holds classes as well.
         layers.note_on(layer, output="classes" if kind == "live" else kind.split()[0], image=image.key,
                        image_name=image.name)
-        key = self._book.add(layer, above=found or image_layer)
+        key = self._book.add(layer, above=above or found or image_layer)
         self._keys[image.key, kind] = key
         if isinstance(layer, Labels):
             layer.events.paint.connect(self._on_painted)
